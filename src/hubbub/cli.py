@@ -1,0 +1,131 @@
+"""The command line: `hubbub serve`, `hubbub config default`, `hubbub config check FILE`.
+
+Rules:
+
+- Flags carry text, and only those that were given; `hubbub.config` judges them as it judges every source.
+- A mistake of the operator (arguments, configuration, a port in use) is one line each on stderr and status 2,
+  never a traceback. A traceback is a mistake of ours.
+- `config check` answers a question, so its lines go to stdout: `ok` and status 0, or the mistakes and 1.
+- A reader of stdout may leave (`hubbub config default | head -1`) without any complaint from us.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import trio
+
+from hubbub import __version__
+from hubbub.config import OPTIONS, ConfigError, Settings, default_toml, flag, load
+from hubbub.log import configure_logging
+
+# The settings that are worth a flag; all others are for the file and the environment.
+_FLAGS = ("host", "port", "log_format", "log_level", "tls_cert", "tls_key")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command in `argv`, or in `sys.argv` if None, and return its exit status.
+
+    Raises SystemExit for `--help`, `--version` and what is no command, as argparse does.
+    """
+    try:
+        parser = _parser()
+        arguments = parser.parse_args(argv)
+        match arguments.command:
+            case "serve":
+                return _serve(arguments)
+            case "default":
+                _say(default_toml())
+                return 0
+            case "check":
+                return _check(arguments.file)
+        parser.print_help()
+        return 2
+    finally:
+        _say("")  # flushes what argparse printed
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hubbub", description="A real-time chat and messaging server.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"hubbub {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the server", allow_abbrev=False)
+    serve.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings")
+    for name in _FLAGS:
+        option = OPTIONS[name]
+        serve.add_argument(flag(name), metavar="VALUE", help=f"{option.description} Allowed: {option.allowed}.")
+
+    config = commands.add_parser("config", help="show or check settings", allow_abbrev=False)
+    # The same `dest`: the inner command replaces "config".
+    actions = config.add_subparsers(dest="command", metavar="ACTION", required=True)
+    actions.add_parser("default", help="print a TOML file with every setting, its meaning and default")
+    check = actions.add_parser("check", help="report every mistake in a TOML file")
+    check.add_argument("file", type=Path, metavar="FILE")
+    return parser
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    flags = {name: value for name in _FLAGS if (value := getattr(arguments, name)) is not None}
+    try:
+        settings = load(arguments.config, os.environ, flags)
+    except ConfigError as error:
+        return _refuse(error.problems)
+    configure_logging(settings.log_format, settings.log_level, sys.stderr)
+    return _run(settings)
+
+
+def _run(settings: Settings) -> int:
+    # Imported late, as the other commands need nothing of the server.
+    from hubbub.model.errors import StartError
+    from hubbub.node import run_node
+
+    status = 0
+    problems: list[str] = []
+    try:
+        status = trio.run(run_node, settings, _announce)
+    except* StartError as group:  # alone, or as one nursery or several wrapped it
+        problems = [str(error) for error in _leaves(group)]
+    return _refuse(problems) if problems else status
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _check(file: Path) -> int:
+    try:
+        load(file, environ={}, flags={})
+    except ConfigError as error:
+        _say("".join(f"{problem}\n" for problem in error.problems))
+        return 1
+    _say("ok\n")
+    return 0
+
+
+def _announce(url: str) -> None:
+    _say(f"listening on {url}\n")
+
+
+def _refuse(problems: Sequence[str]) -> int:
+    for problem in problems:
+        print(f"hubbub: {problem}", file=sys.stderr)
+    return 2
+
+
+def _say(text: str) -> None:
+    """Write `text` to stdout at once; if its reader has left, to nowhere."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        # The text is still buffered, and Python would try it again when it exits, and complain.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())

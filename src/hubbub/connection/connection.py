@@ -1,0 +1,257 @@
+"""A connection's life, from the accepted upgrade to the last byte of its end.
+
+    serve_connection ── nursery
+      ├─ the body: this function; takes what came through trio-websocket, waits for the end, says goodbye
+      ├─ the reader: trio-websocket's task, reading through the wire; ordinary messages go on from there
+      └─ the writer: while the outbox has a backlog
+
+Rules:
+1. The room is joined before the 101 is sent: from the 101 on, nothing is missed (P2).
+2. Whoever finds a reason to end says so (`end`): it is remembered (the first counts) and the body is woken. Only
+   the body closes. Ending is not cancellation: frames that have begun are finished, a Close is sent.
+3. Leaving the hub is synchronous, happens on every path, and happens before goodbye is said.
+4. Every wait has a deadline: the 101, the goodbye (`close_seconds_max`), each piece of a send.
+5. When the body is done, the nursery is cancelled: nobody waits for the reader.
+"""
+
+import contextlib
+import random
+from collections.abc import Callable
+
+import msgspec
+import structlog
+import trio
+import trio_websocket
+
+from hubbub.config import Settings
+from hubbub.connection.heartbeat import Pulse, first_pulse
+from hubbub.connection.linger import linger
+from hubbub.connection.outbox import Outbox
+from hubbub.connection.session import Session
+from hubbub.connection.transport import Transport
+from hubbub.connection.wire import Wire
+from hubbub.core.frames import encode_close
+from hubbub.dialects.base import Conversation, Dialect
+from hubbub.hub.inbox import Inbox
+from hubbub.model.command import Refused, Subscribe, Subscribed
+from hubbub.model.end import End
+
+log = structlog.get_logger()
+
+NOBODY_TO_TELL = frozenset({End.PEER_LEFT, End.PEER_RESET, End.WRITE_STALL})
+"""Ends after which nothing can be sent any more."""
+
+
+class Upgrade(msgspec.Struct, frozen=True):
+    """What the front door has checked and hands over.
+
+    Attributes:
+        head: the request head for trio-websocket, written by the front door.
+        leftover: what the client sent behind its own head.
+        dialect, conversation: what it will speak.
+        room: to be joined before the 101.
+        history: how many publications to send first.
+        peer: its address, for the log.
+    """
+
+    head: bytes
+    leftover: bytes
+    dialect: Dialect
+    conversation: Conversation
+    room: str
+    history: int
+    peer: str
+
+
+class Services(msgspec.Struct, frozen=True):
+    """What connections share.
+
+    Attributes:
+        settings: every limit.
+        inbox: the hub's.
+        connections: those that are open; each adds and removes itself.
+        count_end: called once for each connection that has been opened.
+        rng: for the heartbeat's jitter.
+    """
+
+    settings: Settings
+    inbox: Inbox
+    connections: set["Connection"]
+    count_end: Callable[[End], None]
+    rng: random.Random
+
+
+async def serve_connection(transport: Transport, upgrade: Upgrade, services: Services) -> Refused | None:
+    """Serve one WebSocket connection to its end; or return why it was refused, when nothing has been sent yet.
+
+    *Resource handling*: what is opened here is closed here. The transport stays the caller's to close.
+    *Error handling*: what peers do is an `End`, never an exception; an exception is a bug of ours, and is raised
+    once the hub has been left.
+    """
+    connection = None
+    try:
+        async with trio.open_nursery() as nursery:
+            connection = Connection(transport, upgrade, services, nursery)
+            services.connections.add(connection)
+            try:
+                refused = await connection.run()
+            finally:
+                connection.leave()
+                connection.outbox.close()
+                services.connections.discard(connection)
+                nursery.cancel_scope.cancel()
+    except* Exception:
+        if connection is not None:
+            connection.end(End.INTERNAL_ERROR)
+        raise
+    finally:
+        if connection is not None:
+            connection.end(End.CANCELLED)  # if nothing else was said
+            connection.report()
+    if connection.said_goodbye:
+        await linger(transport, services.settings)
+    return refused
+
+
+class Connection:
+    """One peer; implements `hubbub.model.subscriber.Subscriber` for the hub."""
+
+    def __init__(self, transport: Transport, upgrade: Upgrade, services: Services, nursery: trio.Nursery) -> None:
+        settings = services.settings
+        self._upgrade = upgrade
+        self._services = services
+        self._nursery = nursery
+        self._scope = trio.CancelScope()  # what the body is waiting in; `end` cancels it
+        self._opened_at = trio.current_time()
+        self.encoder: Dialect = upgrade.dialect
+        self.gone = False
+        self.ended: End | None = None
+        self.said_goodbye = False  # everything that was queued, and a Close, has been given to the transport
+        self.outbox = Outbox(transport, nursery, settings, self.end)
+        self.offer: Callable[[bytes, int], None] = self.outbox.offer  # bound once: called for each delivery
+        self.evict: Callable[[End], None] = self.end
+        self.session = Session(upgrade.conversation, services.inbox, self.end)
+        self.wire = Wire(
+            transport, self.outbox, upgrade.head, upgrade.leftover, settings, self.session.receive, self.end
+        )
+        self.pulse: Pulse = first_pulse(self._opened_at, settings, services.rng)
+
+    def end(self, end: End) -> None:
+        """Say why the connection is to end, and wake its body. The first reason counts. Never waits or raises."""
+        if self.ended is None:
+            self.ended = end
+            self.wire.end()
+            self._scope.cancel()
+
+    def leave(self) -> None:
+        """Leave the hub. Idempotent; never waits or raises."""
+        if not self.gone:
+            self.gone = True
+            self._services.inbox.leave(self)
+
+    async def run(self) -> Refused | None:
+        """Join, open, serve, say goodbye."""
+        settings = self._services.settings
+        websocket = None
+        with trio.move_on_after(settings.head_seconds_max) as self._scope:
+            refused = await self._join()
+            if refused is not None:
+                self.end(End.REFUSED)
+                return refused
+            websocket = await self._open()
+        if websocket is None:
+            self.end(End.HANDSHAKE_TIMEOUT)
+            return None
+        with trio.CancelScope() as self._scope:
+            if self.ended is None:
+                await self._serve(websocket)
+        self.leave()
+        if self.ended not in NOBODY_TO_TELL:
+            with trio.move_on_after(settings.close_seconds_max):
+                await self._say_goodbye(websocket)
+            self.said_goodbye = self.outbox.is_done
+        return None
+
+    def report(self) -> None:
+        """Count the end and log it."""
+        end = self.ended or End.CANCELLED
+        self._services.count_end(end)
+        write = log.debug if end in (End.PEER_CLOSED, End.PEER_LEFT, End.PEER_RESET) else log.info
+        write(
+            "connection ended",
+            reason=end.value,
+            peer=self._upgrade.peer,
+            room=self._upgrade.room,
+            seconds=round(trio.current_time() - self._opened_at, 3),
+            bytes_sent=self.outbox.bytes_sent,
+        )
+
+    async def _join(self) -> Refused | None:
+        """Join the room; its history, if asked for, is then the first thing in the outbox."""
+        answered = trio.Event()
+        answers: list[Subscribed | Refused] = []
+
+        def reply(answer: Subscribed | Refused) -> None:
+            if isinstance(answer, Subscribed) and answer.publications:
+                frames = b"".join(map(self.encoder.encode_publication, answer.publications))
+                self.offer(frames, len(answer.publications))
+            answers.append(answer)
+            answered.set()
+
+        command = Subscribe(self, self._upgrade.room, self._upgrade.history, reply)
+        await self._services.inbox.put(command)
+        await answered.wait()
+        answer = answers[0]
+        return answer if isinstance(answer, Refused) else None
+
+    async def _open(self) -> trio_websocket.WebSocketConnection | None:
+        """Let trio-websocket read the head and send the 101; None if the peer is gone."""
+        request = await trio_websocket.wrap_server_stream(
+            self._nursery,
+            self.wire,
+            max_message_size=self._services.settings.message_bytes_max,
+            receive_buffer_size=None,
+        )
+        try:
+            return await request.accept()
+        except trio_websocket.ConnectionClosed:
+            self.end(End.PEER_RESET)
+            return None
+
+    async def _serve(self, websocket: trio_websocket.WebSocketConnection) -> None:
+        """Take the messages that went through trio-websocket, until the connection ends."""
+        try:
+            while True:
+                message = await websocket.get_message()
+                if isinstance(message, str):
+                    await self.session.receive(message.encode(), False)
+                else:
+                    await self.session.receive(bytes(message), True)
+                self.wire.message_taken()
+        except trio_websocket.ConnectionClosed:
+            self.end(End.PROTOCOL_ERROR)  # its verdict; every other way to get here has been noted by the wire
+
+    async def _say_goodbye(self, websocket: trio_websocket.WebSocketConnection) -> None:
+        """Send what is queued and a Close, and wait for the peer's; the caller sets the deadline."""
+        assert self.ended is not None
+        if self.ended is End.SLOW_CONSUMER:
+            self.outbox.drop_backlog()
+        with contextlib.suppress(trio.BrokenResourceError):
+            if self.ended is End.PEER_CLOSED:
+                await _answered(websocket)
+            elif self.ended is End.PROTOCOL_ERROR:
+                # trio-websocket has closed without a word: RFC 6455 section 7.1.7 wants one.
+                verdict = websocket.closed
+                assert verdict is not None
+                self.outbox.seal(encode_close(verdict.code, verdict.reason or verdict.name))
+            else:
+                disconnect = self.encoder.disconnect(self.ended)
+                await websocket.aclose(disconnect.code, disconnect.reason)
+            await self.outbox.flushed()
+
+
+async def _answered(websocket: trio_websocket.WebSocketConnection) -> None:
+    """Wait until trio-websocket has answered the peer's Close."""
+    with contextlib.suppress(trio_websocket.ConnectionClosed):
+        while True:
+            await websocket.get_message()

@@ -1,0 +1,259 @@
+"""The outbox: frames on their way to one peer.
+
+Rules:
+1. One FIFO for everything the peer is sent: publications, pings, pongs, the Close, the 101 before them.
+2. `offer` never waits and never raises. Nothing queued and the transport takes it all: it is sent at once, without
+   a task switch. Otherwise it waits in a memory channel, and a writer task, started for the backlog, sends what
+   waits joined into few sends, and ends when nothing is left.
+3. What *already* waits is bounded in bytes and frames. An offer beyond that is refused, and the peer, a slow
+   consumer, is to be evicted; so is one that takes no byte for `write_stall_seconds_max`.
+4. A frame that has begun is finished before anything else is sent, or nothing is ever sent again.
+5. After a Close nothing more is taken: SEALED.
+
+    HELD ──open──▶ OPEN ──seal──▶ SEALED       a failed send, or a stall:  ──▶ BROKEN
+                                               the connection is over:     ──▶ CLOSED
+
+HELD is the time before the 101: the room is joined first, so that no publication is missed, but nothing may
+overtake the 101.
+
+*Resource handling*: `serve_connection` opens the outbox and closes it before its nursery ends; the writer runs in
+that nursery. Both ends of the memory channel live from the first queued piece to the last.
+"""
+
+import enum
+from collections.abc import Callable
+
+import trio
+
+from hubbub.config import Settings
+from hubbub.connection.transport import Transport
+from hubbub.core.frames import frame_end
+from hubbub.model.end import End
+
+JOINED_BYTES_MAX = 64 * 1024
+"""The writer joins what waits up to here into one send: more fills no socket buffer any better."""
+
+
+class State(enum.Enum):
+    """Where in its life an outbox is (rule 5 and the picture above)."""
+
+    HELD = enum.auto()
+    OPEN = enum.auto()
+    SEALED = enum.auto()
+    BROKEN = enum.auto()
+    CLOSED = enum.auto()
+
+
+class Backlog:
+    """What waits: the pieces in the memory channel, and the rest of the piece in the writer's hand."""
+
+    def __init__(self, frames_max: int) -> None:
+        # Each piece has at least one frame, so this suffices for what `is_over` lets in, and one Close.
+        self._put, self._take = trio.open_memory_channel[tuple[bytes, int]](frames_max + 1)
+        self.bytes = 0
+        self.frames = 0
+        self.dropping = False
+
+    def is_over(self, settings: Settings) -> bool:
+        """Whether what waits already is as much as may wait."""
+        return self.bytes >= settings.outbox_bytes_max or self.frames >= settings.outbox_frames_max
+
+    def put(self, piece: bytes, frames: int) -> None:
+        """Add a piece."""
+        self._put.send_nowait((piece, frames))
+        self.bytes += len(piece)
+        self.frames += frames
+
+    def take(self) -> tuple[bytes, int]:
+        """Return what waits, joined, up to a sensible size, and its number of frames; b'' if nothing does."""
+        pieces: list[bytes] = []
+        size = frames = 0
+        while size < JOINED_BYTES_MAX:
+            try:
+                piece, piece_frames = self._take.receive_nowait()
+            except trio.WouldBlock:
+                break
+            pieces.append(piece)
+            size += len(piece)
+            frames += piece_frames
+        return b"".join(pieces), frames
+
+    def drop(self) -> None:
+        """Forget every piece that hasn't begun; of the one that has, only the frame that has begun is left."""
+        while True:
+            piece, frames = self.take()
+            if not piece:
+                break
+            self.bytes -= len(piece)
+            self.frames -= frames
+        self.dropping = True
+
+    def close(self) -> None:
+        """Close both ends of the memory channel."""
+        self._put.close()
+        self._take.close()
+
+
+class Outbox:
+    """Frames waiting for one peer.
+
+    Args:
+        transport: its send side is the outbox's alone.
+        nursery: the connection's; the writer runs there.
+        settings: outbox_bytes_max, outbox_frames_max, write_stall_seconds_max.
+        on_end: called, possibly more than once, when the peer is a slow consumer, stalls, or is found gone.
+            It must not wait or raise.
+    """
+
+    def __init__(
+        self, transport: Transport, nursery: trio.Nursery, settings: Settings, on_end: Callable[[End], None]
+    ) -> None:
+        self._transport = transport
+        self._send_nowait = transport.send_nowait
+        self._nursery = nursery
+        self._settings = settings
+        self._on_end = on_end
+        self._state = State.HELD
+        self._direct = False  # OPEN, and nothing queued: what is offered may be sent at once
+        self._backlog: Backlog | None = None
+        self._flushed: trio.Event | None = None
+        self.bytes_sent = 0
+
+    @property
+    def state(self) -> State:
+        """Where in its life the outbox is."""
+        return self._state
+
+    @property
+    def bytes_queued(self) -> int:
+        """How many bytes wait, the unsent part of a piece that has begun included."""
+        return self._backlog.bytes if self._backlog else 0
+
+    @property
+    def frames_queued(self) -> int:
+        """How many frames wait, those in the writer's hand included."""
+        return self._backlog.frames if self._backlog else 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything, a Close last, has been given to the transport."""
+        return self._state is State.SEALED and self._backlog is None
+
+    def offer(self, data: bytes, frames: int = 1) -> None:
+        """Take complete frames to be sent. Never waits, never raises; does nothing unless HELD or OPEN."""
+        if self._direct:
+            self._send(data, frames)
+        elif self._state is State.OPEN or self._state is State.HELD:
+            if self._backlog is None:
+                self._backlog = Backlog(self._settings.outbox_frames_max)
+            if self._backlog.is_over(self._settings):
+                self._on_end(End.SLOW_CONSUMER)
+            else:
+                self._backlog.put(data, frames)
+
+    def open(self, head: bytes) -> None:
+        """Send `head` (the 101), then what was offered while HELD, then whatever comes."""
+        if self._state is State.HELD:
+            self._state = State.OPEN
+            if self._backlog is None:
+                self._direct = True
+                self._send(head, 0)
+            else:
+                self._start_writer(head, 0, 0)
+
+    def seal(self, close_frame: bytes) -> None:
+        """Send the Close after everything queued, and take nothing more; does nothing unless OPEN."""
+        if self._state is State.OPEN:
+            self._state = State.SEALED
+            if self._direct:
+                self._direct = False
+                self._send(close_frame, 1)
+            elif self._backlog is not None:
+                self._backlog.put(close_frame, 1)
+
+    def drop_backlog(self) -> None:
+        """Forget what waits, but for the rest of a frame that has begun. For a peer that is evicted."""
+        if self._backlog is not None:
+            self._backlog.drop()
+
+    async def flushed(self) -> None:
+        """Wait until nothing is queued. Not a checkpoint if nothing is.
+
+        Raises:
+            trio.BrokenResourceError: something couldn't be sent.
+        """
+        while self._backlog is not None:
+            if self._flushed is None:
+                self._flushed = trio.Event()
+            await self._flushed.wait()
+        if self._state in (State.BROKEN, State.CLOSED):
+            raise trio.BrokenResourceError(f"outbox is {self._state.name}")
+
+    def close(self) -> None:
+        """Drop everything. Idempotent."""
+        self._finish(State.CLOSED)
+
+    def _send(self, data: bytes, frames: int) -> None:
+        try:
+            sent = self._send_nowait(data)
+        except trio.BrokenResourceError:
+            self._break(End.PEER_RESET)
+            return
+        self.bytes_sent += sent
+        if sent < len(data):
+            self._start_writer(data, frames, sent)
+
+    def _start_writer(self, piece: bytes, frames: int, sent: int) -> None:
+        self._direct = False  # before the writer starts: the next offer must not start another
+        if self._backlog is None:
+            self._backlog = Backlog(self._settings.outbox_frames_max)
+        self._backlog.bytes += len(piece) - sent
+        self._backlog.frames += frames
+        self._nursery.start_soon(self._run_writer, self._backlog, piece, frames, sent)
+
+    async def _run_writer(self, backlog: Backlog, piece: bytes, frames: int, sent: int) -> None:
+        while piece:
+            failure = await self._write(backlog, piece, sent)
+            if self._backlog is not backlog:
+                return  # closed meanwhile
+            if failure is not None:
+                self._break(failure)
+                return
+            backlog.frames -= frames
+            (piece, frames), sent = backlog.take(), 0
+        # No checkpoint since `take` found nothing: nobody can have put a piece that would be left behind.
+        self._finish(self._state)
+
+    async def _write(self, backlog: Backlog, piece: bytes, sent: int) -> End | None:
+        view = memoryview(piece)
+        while sent < len(piece):
+            if backlog.dropping and sent == frame_end(piece, sent):
+                break  # at a frame's end, and what follows isn't wanted any more
+            stop = frame_end(piece, sent) if backlog.dropping else len(piece)
+            with trio.move_on_after(self._settings.write_stall_seconds_max) as deadline:
+                try:
+                    taken = await self._transport.send_some(view[sent:stop])
+                except trio.BrokenResourceError:
+                    return End.PEER_RESET
+            if deadline.cancelled_caught:
+                return End.WRITE_STALL
+            sent += taken
+            backlog.bytes -= taken
+            self.bytes_sent += taken
+        backlog.bytes -= len(piece) - sent
+        return None
+
+    def _break(self, end: End) -> None:
+        self._finish(State.BROKEN)
+        self._on_end(end)
+
+    def _finish(self, state: State) -> None:
+        """Let go of the backlog, go on in `state`, and wake who waits for the flush."""
+        self._state = state
+        self._direct = state is State.OPEN
+        if self._backlog is not None:
+            self._backlog.close()
+            self._backlog = None
+        if self._flushed is not None:
+            self._flushed.set()
+            self._flushed = None

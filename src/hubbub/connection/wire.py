@@ -1,0 +1,261 @@
+"""The wire: what trio-websocket sees of the connection, and the short way past it.
+
+trio-websocket is given this stream instead of the socket, so that limits and order are kept here, without a look
+at its private parts. Its reader task calls `receive_some`; that is where the connection's input is read.
+
+Rules:
+1. What trio-websocket sees first is a request head that the front door wrote from checked fields, never the
+   client's bytes. Until the 101 has been sent nothing more is read.
+2. Complete, ordinary data frames (FIN, no RSV, masked, minimal length, valid UTF-8) go straight to the session:
+   2 µs instead of 60. All else goes to trio-websocket: pings, pongs, Closes, fragments, and the verdict on
+   whatever is malformed.
+3. Nothing overtakes: while a message is on its way through trio-websocket, later ones go that way too.
+4. The first byte that is neither an ordinary frame nor a fragment nor a well-formed control frame closes the short
+   way for good: from there on trio-websocket gets the bytes as they come.
+5. Lengths are judged where they are declared: a message over the limit is refused before it is stored, and
+   what still comes of that frame is skipped, so that the peer's Close can be seen.
+6. Once the connection ends, or the peer has sent its Close, data is discarded; only a Close goes on.
+7. b'' means the end of the stream, never "only data frames came".
+8. Outbound, everything goes to the outbox. A pong is offered; only the 101 and the Close wait until they are out.
+
+RFC 6455 sections 5.2 to 5.5.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from hubbub.config import Settings
+from hubbub.connection.outbox import Outbox, State
+from hubbub.connection.transport import Transport
+from hubbub.core.frames import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    CONTROL_BYTES_MAX,
+    FIN,
+    OPCODE,
+    PONG,
+    RSV,
+    TEXT,
+    MalformedFrameError,
+    measure_client_frame,
+    unmask,
+)
+from hubbub.model.end import End
+
+RECEIVE_BYTES = 64 * 1024
+"""What is read at a time."""
+
+_TEXT_WHOLE = FIN | TEXT
+_BINARY_WHOLE = FIN | BINARY
+
+
+class Wire(trio.abc.Stream):
+    """The stream handed to `trio_websocket.wrap_server_stream`.
+
+    Args:
+        transport: its receive side is the wire's alone.
+        outbox: takes what trio-websocket sends.
+        head: the request head written by the front door.
+        leftover: what the client sent behind its head: the first frames, perhaps.
+        settings: message_bytes_max, message_fragments_max.
+        on_message: takes one whole message (data, binary); may wait, but never for the hub.
+        on_end: called when the wire learns that, and why, the connection ends.
+
+    *Resource handling*: closing the wire only makes it refuse; the transport is `serve_connection`'s to close.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        outbox: Outbox,
+        head: bytes,
+        leftover: bytes,
+        settings: Settings,
+        on_message: Callable[[bytes, bool], Awaitable[None]],
+        on_end: Callable[[End], None],
+    ) -> None:
+        self._transport = transport
+        self._outbox = outbox
+        self._head = head
+        self._leftover = leftover
+        self._settings = settings
+        self._on_message = on_message
+        self._on_end = on_end
+        self._opening: trio.Event | None = trio.Event()  # until the 101 has been sent
+        self._closed = False
+        self._short_way = True
+        self._ending = False
+        self._rest = b""  # the beginning of a frame that isn't complete
+        self._skip_bytes = 0  # of a refused frame
+        self._under_way = 0  # whole messages given to trio-websocket and not yet taken from it
+        self._fragments = 0  # of the message being received in fragments; 0 = none is
+        self._message_bytes = 0  # of that message
+        self.heard = False  # whether anything was received since the heartbeat last looked
+
+    def message_taken(self) -> None:
+        """Say that a message that went through trio-websocket has been dealt with."""
+        self._under_way -= 1
+
+    def end(self) -> None:
+        """Discard data from here on: the connection is ending."""
+        self._ending = True
+
+    # -- what trio-websocket's reader task calls
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return bytes for trio-websocket, having dealt with the ordinary messages among them.
+
+        Raises:
+            trio.ClosedResourceError: the wire has been closed.
+            trio.BrokenResourceError: the connection is broken.
+        """
+        if self._head:
+            head, self._head = self._head, b""
+            await trio.lowlevel.checkpoint()
+            return head
+        if self._opening is not None:
+            await self._opening.wait()
+        while True:
+            data = await self._next_bytes()
+            if self._closed:
+                raise trio.ClosedResourceError("the wire has been closed")
+            if not data:
+                self._on_end(End.PEER_LEFT)
+                return b""
+            self.heard = True
+            if through := await self._divide(data) if self._short_way else data:
+                return through
+
+    async def _next_bytes(self) -> bytes:
+        if self._leftover:
+            data, self._leftover = self._leftover, b""
+            return data
+        try:
+            return await self._transport.receive_some(RECEIVE_BYTES)
+        except trio.BrokenResourceError:
+            self._on_end(End.PEER_RESET)
+            raise
+
+    async def _divide(self, data: bytes) -> bytes:
+        """Deal with the ordinary messages in `data`; return what is for trio-websocket, in its order."""
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        end = len(data)
+        at = min(self._skip_bytes, end)
+        self._skip_bytes -= at
+        through: list[bytes] = []
+        while at < end:
+            first = data[at]
+            try:
+                span = measure_client_frame(data, at)
+                if span is None:
+                    break
+                start, stop = span
+                if self._is_unwanted(first, stop - start):
+                    at, self._skip_bytes = min(stop, end), max(0, stop - end)
+                    continue
+            except MalformedFrameError:
+                self._short_way = False
+                through.append(data[at:])
+                at = end
+                break
+            if stop > end:
+                break
+            if first != _TEXT_WHOLE and first != _BINARY_WHOLE:
+                self._note_passing(first, stop - start)
+                through.append(data[at:stop])
+            elif self._under_way or (payload := _ordinary(data, start, stop, first)) is None:
+                self._under_way += 1
+                through.append(data[at:stop])
+            else:
+                await self._on_message(payload, first == _BINARY_WHOLE)
+            at = stop
+        if at < end:
+            self._rest = data[at:]
+        return b"".join(through)
+
+    def _is_unwanted(self, first: int, length: int) -> bool:
+        """Whether the frame is to be skipped: it is over a limit, or data after the end (rules 5 and 6).
+
+        Raises:
+            MalformedFrameError: the frame isn't well-formed, or may not stand here (rule 4).
+        """
+        opcode = first & OPCODE
+        if first & RSV:
+            raise MalformedFrameError("a reserved bit is set")
+        if opcode >= CLOSE:
+            if opcode > PONG or not first & FIN or length > CONTROL_BYTES_MAX:
+                raise MalformedFrameError("not a control frame of RFC 6455")
+            return self._ending and opcode != CLOSE
+        if opcode > BINARY or (opcode == CONTINUATION) != (self._fragments > 0):
+            raise MalformedFrameError("not a data frame that may stand here")
+        if self._ending:
+            return True
+        if self._message_bytes + length > self._settings.message_bytes_max:
+            self._refuse(End.MESSAGE_TOO_LARGE)
+            return True
+        if self._fragments >= self._settings.message_fragments_max:
+            self._refuse(End.TOO_MANY_FRAGMENTS)
+            return True
+        return False
+
+    def _note_passing(self, first: int, length: int) -> None:
+        """Keep count of a fragment or control frame on its way to trio-websocket."""
+        opcode = first & OPCODE
+        if opcode == CLOSE:
+            self._refuse(End.PEER_CLOSED)
+        elif opcode < CLOSE and first & FIN:
+            self._fragments = self._message_bytes = 0
+            self._under_way += 1
+        elif opcode < CLOSE:
+            self._fragments += 1
+            self._message_bytes += length
+
+    def _refuse(self, end: End) -> None:
+        self._ending = True
+        self._on_end(end)
+
+    # -- what trio-websocket sends
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Queue what trio-websocket sends: the 101 first, then pongs, then a Close.
+
+        Raises:
+            trio.BrokenResourceError: it can't be sent any more.
+        """
+        frame = bytes(data)
+        if self._opening is not None:
+            self._outbox.open(frame)
+            await self._outbox.flushed()
+            self._opening.set()
+            self._opening = None
+        elif frame[0] == FIN | CLOSE:
+            self._outbox.seal(frame)
+            await self._outbox.flushed()
+        else:
+            self._outbox.offer(frame)
+        await trio.lowlevel.checkpoint()
+        if self._outbox.state is State.BROKEN:
+            raise trio.BrokenResourceError("the outbox is broken")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Return at once: the outbox takes everything."""
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        """Refuse to receive from here on. What is queued is sent by `serve_connection`, which closes the rest."""
+        self._closed = True
+        await trio.lowlevel.checkpoint()
+
+
+def _ordinary(data: bytes, start: int, stop: int, first: int) -> bytes | None:
+    """Return the payload of a whole data frame, or None if it is text that isn't UTF-8."""
+    payload = unmask(data, start, stop)
+    if first == _TEXT_WHOLE and not payload.isascii():
+        try:
+            payload.decode()
+        except UnicodeDecodeError:
+            return None
+    return payload

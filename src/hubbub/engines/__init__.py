@@ -1,0 +1,1 @@
+"""Engines: where publications are kept, and what decides their order."""

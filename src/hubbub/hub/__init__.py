@@ -1,0 +1,1 @@
+"""The hub: the state of all rooms, and the only task that changes it."""

@@ -1,0 +1,104 @@
+"""The hub's inbox: how commands and leaves reach the hub task.
+
+Rules:
+1. Commands wait in one memory channel, bounded in commands and in bytes. When it is full the connection's
+   reader waits, so TCP slows that publisher down: backpressure.
+2. A leave can't fail, wait or be lost: it goes onto a plain list, once a subscriber, and wakes the hub.
+3. Commands of one connection stay in their order: its reader puts one after the other, and waiters go on
+   in the order in which they came.
+"""
+
+import contextlib
+
+import msgspec
+import trio
+
+from hubbub.model.command import Command
+from hubbub.model.subscriber import Subscriber
+
+
+class InboxStatistics(msgspec.Struct, frozen=True):
+    """What waits for the hub at this moment."""
+
+    commands: int
+    bytes: int
+    leaves: int
+    readers_waiting: int
+
+
+class Inbox:
+    """Opened by the node; connections put, the hub task takes.
+
+    Args:
+        commands_max: how many commands may wait.
+        bytes_max: how many bytes of commands may wait; a single larger command is let in when nothing waits.
+    """
+
+    def __init__(self, commands_max: int, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._put, self._take = trio.open_memory_channel[Command | None](commands_max)  # None: only a wake-up
+        self._space = trio.lowlevel.ParkingLot()
+        self._leaves: list[Subscriber] = []
+
+    async def put(self, command: Command) -> None:
+        """Hand a command over; waits while the inbox is full. Not a checkpoint when there is room."""
+        size = command.size_bytes
+        while self._bytes and self._bytes + size > self._bytes_max:
+            await self._space.park()
+        self._bytes += size
+        try:
+            self._put.send_nowait(command)
+        except trio.WouldBlock:
+            try:
+                await self._put.send(command)
+            except BaseException:
+                self._bytes -= size
+                raise
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """Say that the subscriber is gone. To be called once; never waits, never fails."""
+        self._leaves.append(subscriber)
+        self.wake()
+
+    def wake(self) -> None:
+        """Make the hub task look: at the leaves, at the clock."""
+        with contextlib.suppress(trio.WouldBlock):  # full: the hub has every reason to be awake
+            self._put.send_nowait(None)
+
+    async def take(self) -> Command | None:
+        """Wait for a command, or a wake-up (None)."""
+        command = await self._take.receive()
+        self._taken(command)
+        return command
+
+    def take_nowait(self) -> Command | None:
+        """Return a command or a wake-up (None).
+
+        Raises:
+            trio.WouldBlock: nothing waits.
+        """
+        command = self._take.receive_nowait()
+        self._taken(command)
+        return command
+
+    def take_leaves(self) -> list[Subscriber]:
+        """Return who has left since the last call."""
+        leaves, self._leaves = self._leaves, []
+        return leaves
+
+    def statistics(self) -> InboxStatistics:
+        """Return what waits."""
+        waiting = self._take.statistics()
+        return InboxStatistics(
+            commands=waiting.current_buffer_used,
+            bytes=self._bytes,
+            leaves=len(self._leaves),
+            readers_waiting=waiting.tasks_waiting_send + len(self._space),
+        )
+
+    def _taken(self, command: Command | None) -> None:
+        if command is not None:
+            self._bytes -= command.size_bytes
+            if self._space:
+                self._space.unpark()

@@ -1,0 +1,73 @@
+"""The hub task: the only task that changes rooms.
+
+One pass: the leaves; then what waits in the inbox, applied to the rooms; then what the rooms have accepted,
+handed out, one piece a subscriber. It waits for nothing but its inbox: `offer` is synchronous, so no subscriber,
+however slow, can hold it up.
+
+Gathering: before handing out, the hub lets the other tasks run once or twice more, while each time new commands
+come of it. Under load a subscriber then gets one send where it would get many; when all is quiet, a pass of
+Trio's scheduler that brings nothing costs some microseconds.
+"""
+
+import trio
+
+from hubbub.config import Settings
+from hubbub.hub.inbox import Inbox
+from hubbub.hub.state import Hub
+from hubbub.model.command import Command, Publish
+
+OFFERS_PER_CHECKPOINT = 512
+"""How many subscribers are served before other tasks may run: about 4 ms where each is a send of its own."""
+
+
+async def run_hub(hub: Hub, inbox: Inbox, settings: Settings) -> None:
+    """Run the hub's passes until cancelled."""
+    while True:
+        commands = [await inbox.take()]
+        _take_waiting(commands, inbox, settings.pass_commands_max)
+        for _ in range(settings.gather_passes_max):
+            before = len(commands)
+            await trio.lowlevel.checkpoint()
+            _take_waiting(commands, inbox, settings.pass_commands_max)
+            if len(commands) == before:
+                break
+        for subscriber in inbox.take_leaves():
+            hub.leave(subscriber)
+        await _apply(hub, commands)
+
+
+def _take_waiting(commands: list[Command | None], inbox: Inbox, limit: int) -> None:
+    while len(commands) < limit:
+        try:
+            commands.append(inbox.take_nowait())
+        except trio.WouldBlock:
+            return
+
+
+async def _apply(hub: Hub, commands: list[Command | None]) -> None:
+    now = trio.current_time()
+    served = 0
+    for command in commands:
+        if isinstance(command, Publish):
+            if hub.publish(command, now):
+                served = await _hand_out(hub, command.room, served)
+        elif command is not None:
+            served = await _hand_out(hub, command.room, served)  # the newcomer has these from history
+            hub.subscribe(command, now)
+    for room in hub.waiting():
+        served = await _hand_out(hub, room, served)
+
+
+async def _hand_out(hub: Hub, room: str, served: int) -> int:
+    """Offer what the room has accepted to all its subscribers; `served` counts offers since the last checkpoint."""
+    for delivery in hub.take(room):
+        data, frames, offers = delivery.data, delivery.frames, delivery.offers
+        for start in range(0, len(offers), OFFERS_PER_CHECKPOINT):
+            some = offers[start : start + OFFERS_PER_CHECKPOINT]
+            for offer in some:
+                offer(data, frames)
+            served += len(some)
+            if served >= OFFERS_PER_CHECKPOINT:
+                await trio.lowlevel.checkpoint()
+                served = 0
+    return served

@@ -1,0 +1,127 @@
+"""Listening: sockets, TLS contexts, and the accept loop.
+
+The accept loop takes plain non-blocking sockets from the kernel, several an event, without a Trio object for each:
+that is a third of the cost of `trio.serve_listeners` under a storm of returning clients. It waits for a connection
+slot when the node is full, and for a while when the process is out of file descriptors.
+"""
+
+import errno
+import socket
+import ssl
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from hubbub.config import Settings
+from hubbub.model.errors import StartError
+
+ACCEPTS_PER_EVENT = 64
+BACKLOG = 4096
+"""What the kernel may hold for us; it takes less if its own limit (net.core.somaxconn) is lower."""
+OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+OUT_OF_RESOURCES_SECONDS = 0.25
+COMPLAIN_SECONDS = 10.0
+NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+"""A name may stand for an address that this machine doesn't have: `localhost` for ::1 without IPv6."""
+
+log = structlog.get_logger()
+
+
+def open_listeners(settings: Settings) -> list[socket.socket]:
+    """Return a listening socket for each address that the host name stands for; the caller closes them.
+
+    Raises:
+        StartError: the address can't be used.
+    """
+    host, port = settings.host, settings.port
+    opened: list[socket.socket] = []
+    missing = OSError("it stands for no address")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, *_, address in dict.fromkeys(found):
+            taken = opened[0].getsockname()[1] if opened else port  # port 0: one free port for all addresses
+            try:
+                opened.append(_listen(family, (address[0], taken, *address[2:])))
+            except OSError as error:
+                if error.errno not in NOT_HERE:
+                    raise
+                missing = error
+        if not opened:
+            raise missing
+    except (OSError, UnicodeError) as error:
+        for listener in opened:
+            listener.close()
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise StartError(f"can't listen on {host} port {port}: {why}") from error
+    return opened
+
+
+def _listen(family: int, address: tuple[object, ...]) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def load_tls(settings: Settings) -> ssl.SSLContext | None:
+    """Return the context for the configured certificate, None without one.
+
+    Raises:
+        StartError: the certificate or its key can't be used.
+    """
+    if not settings.tls_cert:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password=_no_password)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise StartError(f"can't use tls_cert {settings.tls_cert} with tls_key {settings.tls_key}: {why}") from error
+    return context
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted; a key without a password is needed")
+
+
+def url_of(listener: socket.socket, tls: bool) -> str:
+    """Return the address as a person would type it."""
+    host, port = listener.getsockname()[:2]
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+async def run_accept_loop(
+    listener: socket.socket, slots: trio.Semaphore, start: Callable[[socket.socket, str], None]
+) -> None:
+    """Accept until cancelled: `start` gets each connected socket and its peer's address, and owns it.
+
+    A slot is taken for each; who serves the socket gives it back. The listener stays the caller's to close.
+    """
+    complain_after = 0.0
+    while True:
+        await trio.lowlevel.wait_readable(listener)
+        for _ in range(ACCEPTS_PER_EVENT):
+            await slots.acquire()
+            try:
+                connected, address = listener.accept()
+            except OSError as error:
+                slots.release()
+                if error.errno in OUT_OF_RESOURCES:
+                    if trio.current_time() >= complain_after:
+                        log.error("can't accept", why=str(error), hint="raise the file limit or lower connections_max")
+                        complain_after = trio.current_time() + COMPLAIN_SECONDS
+                    await trio.sleep(OUT_OF_RESOURCES_SECONDS)
+                break  # nobody waits any more, or the one who did has gone
+            connected.setblocking(False)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            start(connected, str(address[0]))

@@ -1,0 +1,43 @@
+"""How a connection ends.
+
+`End` says why, in hubbub's own words: the log and the metrics count these. What the peer is told is a
+`Disconnect`: each dialect keeps a table from `End` to its own code and reason (`dialects/`).
+"""
+
+import enum
+
+import msgspec
+
+
+class End(enum.Enum):
+    """Why a connection ended. The first reason counts; later ones are consequences."""
+
+    # The peer's doing.
+    PEER_CLOSED = "peer_closed"  # a Close frame
+    PEER_LEFT = "peer_left"  # end of stream without a Close frame
+    PEER_RESET = "peer_reset"  # the operating system reports a broken connection
+    PROTOCOL_ERROR = "protocol_error"  # trio-websocket's verdict on malformed frames
+    MESSAGE_TOO_LARGE = "message_too_large"
+    TOO_MANY_FRAGMENTS = "too_many_fragments"
+    NO_PONG = "no_pong"
+    SLOW_CONSUMER = "slow_consumer"  # evicted: its outbox was over a limit
+    WRITE_STALL = "write_stall"  # took no byte for too long
+    HANDSHAKE_TIMEOUT = "handshake_timeout"  # didn't take the 101, or the hub was too busy to let it in
+    # Ours.
+    SHUTDOWN = "shutdown"
+    ROOM_ENDED = "room_ended"  # an exception in the room's step
+    INTERNAL_ERROR = "internal_error"  # an exception in the code that serves this connection
+    REFUSED = "refused"  # never opened: no room for it
+    CANCELLED = "cancelled"  # cut off by the drain's deadline or a second signal
+
+
+class Disconnect(msgspec.Struct, frozen=True):
+    """What the peer is told in the Close frame.
+
+    Attributes:
+        code: RFC 6455 section 7.4; 3000 and up belong to dialects.
+        reason: at most 123 bytes of UTF-8, for people.
+    """
+
+    code: int
+    reason: str

@@ -1,0 +1,175 @@
+"""HTTP/1.1 over a transport: h11 does the protocol, this adds reading, writing and limits.
+
+Requests here are small and have no use for a body; one that comes with a body has it read and discarded, up to a
+limit, so that the connection can go on to the next request.
+"""
+
+import email.utils
+from http import HTTPStatus
+
+import h11
+import msgspec
+
+from hubbub.config import Settings
+from hubbub.connection.transport import Transport
+
+TEXT = "text/plain; charset=utf-8"
+_READ_BYTES = 4096
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One request head. `target` as it came; header names in lower case, values as text (Latin-1)."""
+
+    method: str
+    target: str
+    version: str
+    headers: list[tuple[str, str]]
+
+    def fields(self, name: str) -> list[str]:
+        """Return the values of all fields of that name (lower case), in their order."""
+        return [value for key, value in self.headers if key == name]
+
+    def tokens(self, name: str) -> list[str]:
+        """Return the members of a comma-separated list field, in lower case (RFC 9110 section 5.6.1)."""
+        members = ",".join(self.fields(name)).split(",")
+        return [member.strip().lower() for member in members if member.strip()]
+
+
+class Response(msgspec.Struct, frozen=True):
+    """One response. `close` ends the connection after it."""
+
+    status: int
+    body: bytes
+    content_type: str = TEXT
+    headers: tuple[tuple[str, str], ...] = ()
+    close: bool = False
+
+
+class HttpError(Exception):
+    """The request can't be answered as asked; `response` says why."""
+
+    def __init__(
+        self, status: int, detail: str, headers: tuple[tuple[str, str], ...] = (), close: bool = False
+    ) -> None:
+        super().__init__(detail)
+        body = f"{status} {HTTPStatus(status).phrase}: {detail}\n"
+        self.response = Response(status, body.encode(), headers=headers, close=close)
+
+
+class HttpConnection:
+    """The server's side of one HTTP/1.1 connection, up to its end or an upgrade. Owns nothing."""
+
+    def __init__(self, transport: Transport, settings: Settings) -> None:
+        self._transport = transport
+        self._settings = settings
+        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=settings.head_bytes_max)
+        self._heard = False
+        self._head_only = False
+
+    @property
+    def in_head(self) -> bool:
+        """Whether the next request has begun and isn't complete."""
+        return self._heard
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether another request may follow on this connection."""
+        return self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE
+
+    @property
+    def leftover(self) -> bytes:
+        """What the peer sent behind an upgrade request."""
+        return self._h11.trailing_data[0]
+
+    async def wait(self) -> None:
+        """Wait until the next request has begun, or the peer has ended the connection. No deadline of its own.
+
+        Raises:
+            trio.BrokenResourceError: the connection is broken.
+        """
+        self._h11.start_next_cycle()
+        self._heard = bool(self.leftover)
+        if not self._heard:
+            await self._receive()
+
+    async def read_request(self) -> Request | None:
+        """Wait for a request, and discard its body; None if the peer has ended the connection. No deadline of its own.
+
+        Raises:
+            HttpError: what came is not an acceptable request (400, 413, 431).
+            trio.BrokenResourceError: the connection is broken.
+        """
+        event = await self._next_event()
+        if not isinstance(event, h11.Request):
+            return None
+        request = Request(
+            event.method.decode(),
+            event.target.decode("latin-1"),
+            event.http_version.decode(),
+            [(name.decode(), value.decode("latin-1")) for name, value in event.headers],
+        )
+        self._head_only = request.method == "HEAD"
+        await self._discard_body(request)
+        return request
+
+    async def _discard_body(self, request: Request) -> None:
+        limit = self._settings.body_bytes_max
+        declared = int("".join(request.fields("content-length")) or "0")  # h11 has checked that it is one number
+        received = 0
+        while declared <= limit and received <= limit:
+            event = await self._next_event()
+            if not isinstance(event, h11.Data):
+                return
+            received += len(event.data)
+        raise HttpError(413, f"body is over {limit} bytes", close=True)
+
+    async def respond(self, response: Response) -> None:
+        """Send a response; does nothing if one has been sent to this request already. No deadline of its own.
+
+        Raises:
+            trio.BrokenResourceError: the peer is gone.
+        """
+        if self._h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        headers = [
+            ("Date", email.utils.formatdate(usegmt=True)),
+            ("Content-Type", response.content_type),
+            ("Content-Length", str(len(response.body))),
+            ("X-Content-Type-Options", "nosniff"),
+            *response.headers,
+        ]
+        if response.close:
+            headers.append(("Connection", "close"))
+        reason = HTTPStatus(response.status).phrase
+        data = self._h11.send(h11.Response(status_code=response.status, headers=headers, reason=reason)) or b""
+        if not self._head_only:
+            data += self._h11.send(h11.Data(data=response.body)) or b""
+        data += self._h11.send(h11.EndOfMessage()) or b""
+        await self._send(data)
+
+    async def _next_event(self) -> object:
+        while True:
+            try:
+                event = self._h11.next_event()
+            except h11.RemoteProtocolError as error:
+                status, detail = error.error_status_hint, str(error)
+                if status == 431:
+                    detail = f"request head is over {self._settings.head_bytes_max} bytes"
+                raise HttpError(status, detail, close=True) from error
+            if event is not h11.NEED_DATA:
+                return event
+            if self._h11.they_are_waiting_for_100_continue:
+                go_on = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
+                await self._send(self._h11.send(go_on) or b"")
+            await self._receive()
+
+    async def _receive(self) -> None:
+        data = await self._transport.receive_some(_READ_BYTES)
+        self._heard = self._heard or bool(data)
+        self._h11.receive_data(data)
+
+    async def _send(self, data: bytes) -> None:
+        view = memoryview(data)
+        sent = 0
+        while sent < len(data):
+            sent += self._transport.send_nowait(view[sent:]) or await self._transport.send_some(view[sent:])
