@@ -45,7 +45,7 @@ async def connection(to_hub: trio.MemorySendChannel[bytes | Subscriber], stream:
                     break
                 for line in lines:  # Backpressure: when the hub task is behind, this waits, and
                     await to_hub.send(line + b"\n")  # reads no more: TCP then slows the client down.
-            nursery.cancel_scope.cancel()  # end of file, or a line too long: the writer ends too
+            nursery.cancel_scope.cancel()  # end of file, or a line too long: the connection is over
     except* trio.BrokenResourceError:
         pass  # the client vanished: expected. Anything else is a bug, and may stop the server
     finally:

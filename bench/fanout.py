@@ -1,0 +1,340 @@
+"""Fan-out: what one room costs the daemon when everything published goes to everyone in it.
+
+    python bench/fanout.py --connections 1000 --mode rate
+
+See bench/README.md for the method and for how to read the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import platform
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+from loadgen import (
+    STAMP_SIZE,
+    BenchError,
+    Collector,
+    CpuTime,
+    Daemon,
+    Progress,
+    Target,
+    clock,
+    close_all,
+    connect_all,
+    cpu_time,
+    notice,
+    percentile,
+    pin,
+    raise_file_limit,
+    resident_kb,
+    table,
+    two_cores,
+)
+
+# Beyond these a repeat is marked as disturbed.
+WAITED_SHARE_MAX = 0.02
+LATE_MS_MAX = 1.0
+
+Result = dict[str, float | None]
+COLUMNS = {  # of the table: the name in the JSON, the title, the format
+    "cpu_us_per_delivery": ("CPU µs/delivery", "{:.2f}"),
+    "deliveries_per_second": ("deliveries/s", "{:,.0f}"),
+    "latency_p50_ms": ("p50 ms", "{:.3f}"),
+    "latency_p99_ms": ("p99 ms", "{:.3f}"),
+    "memory_kb_per_connection": ("KB/connection", "{:.1f}"),
+}
+
+
+# The three ways of publishing. Each returns how late, in ms, its publications were sent (where that means
+# anything), and leaves the collector with everything delivered.
+
+
+def at_rate(collector: Collector, options: argparse.Namespace, seconds: float) -> list[float]:
+    """Publish at times fixed beforehand, whatever the daemon does; latency counts from those times."""
+    interval = options.connections / options.rate * 1e9
+    due = [int(i * interval) for i in range(max(1, int(seconds * 1e9 / interval)))]
+    frames = [collector.frame(i % options.publishers, at) for i, at in enumerate(due)]
+    late = []
+    collector.start()
+    for i, at in enumerate(due):
+        collector.collect()
+        while (now := collector.now()) < at:
+            collector.collect()
+        collector.publish(i % options.publishers, frames[i])
+        late.append((now - at) / 1e6)
+    collector.drain()
+    return late
+
+
+def closed(collector: Collector, options: argparse.Namespace, seconds: float) -> list[float]:
+    """Publish the next message when everyone has the last."""
+    return _in_turn(collector, options.publishers, seconds, burst=1)
+
+
+def bursts(collector: Collector, options: argparse.Namespace, seconds: float) -> list[float]:
+    """Publish several messages in one send, and the next such burst when everyone has the last."""
+    return _in_turn(collector, options.publishers, seconds, options.burst)
+
+
+def _in_turn(collector: Collector, publishers: int, seconds: float, burst: int) -> list[float]:
+    turn = 0
+    collector.start()
+    while (now := collector.now()) < seconds * 1e9:
+        publisher = turn % publishers
+        collector.publish(publisher, b"".join(collector.frame(publisher, now) for _ in range(burst)), burst)
+        collector.drain()
+        turn += 1
+    return []
+
+
+MODES: dict[str, Callable[[Collector, argparse.Namespace, float], list[float]]] = {
+    "rate": at_rate,
+    "closed": closed,
+    "burst": bursts,
+}
+
+
+def repeat(options: argparse.Namespace, number: int, cores: tuple[int, int] | None) -> Result:
+    """One repeat: a fresh daemon (or the one at --url), fresh connections, the warm-up, the measurement."""
+    deadline = clock() + int(options.deadline * 1e9)
+    progress = Progress(f"repeat {number + 1}/{options.repeat} ")
+    with contextlib.ExitStack() as stack:
+        stack.callback(progress.clear)
+        target: Target = options.target or stack.enter_context(
+            Daemon("/chat/bench", deadline, environment(options.connections), cores[0] if cores else None)
+        )
+        resident = 0
+        if target.pid:  # what is imported and cached for the first connection is not a connection's memory
+            close_all(connect_all(target, 1, deadline, progress))
+            time.sleep(0.3)
+            resident = resident_kb(target.pid)
+        sockets = connect_all(target, options.connections, deadline, progress)
+        stack.callback(close_all, sockets)
+        time.sleep(0.3)
+        memory = resident_kb(target.pid) - resident if target.pid else 0
+
+        collector = stack.enter_context(Collector(sockets, options.size, deadline, progress))
+        collector.settle()
+        if collector.received:
+            notice(f"{collector.received} bytes came before anything was published; they are ignored")
+        gc.collect()
+        gc.disable()
+        stack.callback(gc.enable)
+        publish = MODES[options.mode]
+        if options.warmup:
+            collector.begin("warm-up", options.warmup)
+            publish(collector, options, options.warmup)
+            collector.settle()
+            collector.finish()
+        collector.begin("measuring", options.seconds)
+        before = _cpu_times(target)
+        late = publish(collector, options, options.seconds)
+        collector.settle()
+        after = _cpu_times(target)
+        run = collector.finish()
+
+    seconds = max(run.seconds, options.seconds) if options.mode == "rate" else run.seconds
+    used = (after[0].used - before[0].used) / 1e9
+    waited = [(end.waited - start.waited) / 1e9 / seconds for start, end in zip(before, after, strict=True)]
+    for who, share in zip(("daemon", "generator"), waited, strict=True):
+        if share > WAITED_SHARE_MAX:
+            notice(f"the {who} waited for its core {share:.0%} of the time: other processes disturb")
+    late_p99 = percentile(sorted(late), 0.99) if late else None
+    if late_p99 and late_p99 > LATE_MS_MAX:
+        notice(f"publications were sent up to {late_p99:.1f} ms late (p99), so in bunches, which are cheaper")
+    return {
+        "cpu_us_per_delivery": used / run.deliveries * 1e6 if target.pid else None,
+        "deliveries_per_second": run.deliveries / seconds,
+        "latency_p50_ms": percentile(run.latencies_ms, 0.5),
+        "latency_p99_ms": percentile(run.latencies_ms, 0.99),
+        # An old process hands out again what earlier connections gave back: only its first repeat tells.
+        "memory_kb_per_connection": memory / len(sockets) if target.pid and not (options.target and number) else None,
+        "cpu_share": used / seconds if target.pid else None,
+        "publications": run.publications,
+        "deliveries": run.deliveries,
+        "seconds": seconds,
+        "late_p99_ms": late_p99,
+        "daemon_waited_share": waited[0] if target.pid else None,
+        "generator_waited_share": waited[1],
+        "disturbed": max(waited) > WAITED_SHARE_MAX or (late_p99 or 0) > LATE_MS_MAX,
+    }
+
+
+def _cpu_times(target: Target) -> tuple[CpuTime, CpuTime]:
+    """Of the daemon (zero if unknown) and of this process."""
+    return cpu_time(target.pid) if target.pid else CpuTime(0, 0), cpu_time(os.getpid())
+
+
+def environment(connections: int) -> dict[str, str]:
+    """The daemon's settings, where the scenario needs others than the defaults.
+
+    A ping would look like a wrong count of bytes, so none must be due.
+    """
+    return {"HUBBUB_CONNECTIONS_MAX": str(max(10_000, connections + 100)), "HUBBUB_PING_SECONDS": "86400"}
+
+
+def medians(results: Sequence[Result]) -> Result:
+    """Column by column; disturbed if most repeats are."""
+    known = {name: [r[name] for r in results if r[name] is not None] for name in results[0]}
+    return {
+        name: statistics.median(float(v) for v in values if v is not None) if values else None
+        for name, values in known.items()
+    }
+
+
+def report(results: Sequence[Result], median: Result) -> str:
+    """The table: a line for each repeat, and the median."""
+
+    def cells(name: str, result: Result) -> list[str]:
+        values = ((result[column], form) for column, (_, form) in COLUMNS.items())
+        return [
+            "! " * bool(result["disturbed"]) + name,
+            *("-" if value is None else form.format(value) for value, form in values),
+        ]
+
+    rows = [*(cells(str(i + 1), result) for i, result in enumerate(results)), cells("median", median)]
+    text = table(["repeat", *(title for title, _ in COLUMNS.values())], rows)
+    return text + ("\n! disturbed: not a figure to quote" if any(r["disturbed"] for r in results) else "")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _number(convert: Callable[[str], float], least: float, what: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = -1
+        if not least <= value < 1e9:
+            raise argparse.ArgumentTypeError(f"{what} expected, not {text!r}")
+        return value
+
+    return parse
+
+
+def _target(text: str) -> Target:
+    try:
+        url = urlsplit(text)
+        host, port = url.hostname, url.port
+    except ValueError:
+        host = port = None
+    if not host or not port or url.scheme != "ws":
+        raise argparse.ArgumentTypeError(f"ws://HOST:PORT/PATH expected, not {text!r}")
+    return Target(host, port, (url.path or "/") + (f"?{url.query}" if url.query else ""))
+
+
+def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, checked; wrong ones end the program with status 2."""
+    count, seconds = _number(int, 1, "a whole number from 1"), _number(float, 0.01, "a number from 0.01")
+    parser = Parser(prog="fanout.py", description="Measure what one room costs the daemon.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--url", type=_target, dest="target", metavar="ws://HOST:PORT/PATH", help="a room of a running daemon")
+    add("--pid", type=count, help="the process behind --url: for its CPU time and memory")
+    add("--connections", type=count, default=100, metavar="N", help="subscribers in the room (100)")
+    add(
+        "--publishers",
+        type=count,
+        metavar="N",
+        help="of them, how many publish in turn (10, or all if fewer)",
+    )
+    add("--mode", choices=MODES, default="rate", help="when to publish (rate)")
+    add("--rate", type=seconds, default=20000, metavar="N", help="deliveries a second, in mode rate (20000)")
+    add("--burst", type=count, default=64, metavar="N", help="publications in one send, in mode burst (64)")
+    add(
+        "--size",
+        type=_number(int, STAMP_SIZE, f"a whole number from {STAMP_SIZE}"),
+        default=100,
+        metavar="BYTES",
+        help="of a message (100)",
+    )
+    add("--seconds", type=seconds, default=5, help="to measure (5)")
+    add(
+        "--warmup",
+        type=_number(float, 0, "a number from 0"),
+        default=1,
+        metavar="SECONDS",
+        help="before it (1)",
+    )
+    add("--repeat", type=count, default=3, metavar="N", help="times, each with a fresh daemon (3)")
+    add("--deadline", type=seconds, metavar="SECONDS", help="for a repeat (30 more than it should take)")
+    add("--json", metavar="FILE", help="write the result there, too")
+    add("--no-pin", action="store_true", help="don't pin the daemon to one core and the generator to another")
+    options = parser.parse_args(arguments)
+    options.publishers = options.publishers or min(10, options.connections)
+    if options.publishers > options.connections:
+        parser.error("argument --publishers: more than --connections")
+    if options.pid and not options.target:
+        parser.error("argument --pid: only with --url")
+    if options.pid and not os.path.exists(f"/proc/{options.pid}"):
+        parser.error(f"argument --pid: there is no process {options.pid}")
+    if options.pid:
+        options.target = replace(options.target, pid=options.pid)
+    if options.json:
+        try:
+            open(options.json, "a").close()
+        except OSError as error:
+            parser.error(f"argument --json: {error}")
+    options.deadline = options.deadline or options.warmup + options.seconds + options.connections / 100 + 30
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; 0, or 1 if there is no result or it fails its check."""
+    options = parse_options(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of stopping the daemon
+    outcome: dict[str, object] = {
+        "ok": False,
+        "options": {**vars(options), "target": str(options.target or "own daemon")},
+        "settings": {name: value for name, value in os.environ.items() if name.startswith("HUBBUB_")},
+    }
+    results: list[Result] = []
+    status = 1
+    try:
+        raise_file_limit(options.connections + 50)
+        cores = None if options.no_pin else two_cores()
+        if cores:
+            os.sched_setaffinity(0, {cores[1]})
+            if options.pid:
+                pin(options.pid, cores[0])
+        else:
+            notice("nothing is pinned" + ("" if options.no_pin else ": there is only one core"))
+        outcome["machine"] = {
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+            "pinned": cores,
+        }
+        results.extend(repeat(options, number, cores) for number in range(options.repeat))
+        median = medians(results)
+        print(report(results, median))
+        outcome.update(ok=True, median=median)
+        status = 0
+    except (BenchError, OSError) as error:
+        print(f"fanout.py: no result: {error}", file=sys.stderr)
+        outcome["error"] = str(error)
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({**outcome, "repeats": results}, file, indent=2)
+            file.write("\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

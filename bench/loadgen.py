@@ -1,0 +1,481 @@
+"""The load generator the benchmarks share: daemon, connections, readers of /proc, checks, table. Linux only.
+
+Its loop never sleeps (asleep, it would make the daemon pay for waking it), and every result is checked:
+a figure whose deliveries were not complete, verbatim and in one order is not a figure.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import math
+import os
+import re
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import NamedTuple
+
+if sys.platform != "linux":
+    sys.exit("the benchmarks need Linux (epoll, MSG_TRUNC, /proc)")
+
+TEXT = 0x81  # the first byte of a whole text frame
+CLOSE = 0x88
+STAMP = b"%09d %04d %015d "  # sequence number, publisher, nanoseconds: how every payload begins
+STAMP_SIZE = len(STAMP % (0, 0, 0))
+GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+clock = time.perf_counter_ns
+_DISCARD_MAX, _KEEP_MAX = 1 << 20, 1 << 16
+_discarded = bytearray(_DISCARD_MAX)  # MSG_TRUNC drops bytes without ever writing here
+
+
+class BenchError(Exception):
+    """There is no result, or it fails its check; the text says why."""
+
+
+# The machine: open files, cores, CPU time, memory.
+
+
+def raise_file_limit(needed: int) -> None:
+    """Raise the limit of open files to the hard limit; a daemon started later inherits it."""
+    import resource  # late, as it is missing where the line about Linux is to be read
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise BenchError(f"{needed} open files are needed and the hard limit is {hard} (ulimit -Hn)")
+
+
+def two_cores() -> tuple[int, int] | None:
+    """A core for the daemon and one for the generator; None where there is only one."""
+    allowed = sorted(os.sched_getaffinity(0))
+    return (allowed[0], allowed[1]) if len(allowed) > 1 else None
+
+
+def pin(pid: int, core: int) -> None:
+    """Keep a process on one core: its threads, and those they start later."""
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        os.sched_setaffinity(int(thread), {core})
+
+
+class CpuTime(NamedTuple):
+    """Nanoseconds spent on a core (user and system), and ready to run but waiting for one."""
+
+    used: int
+    waited: int
+
+
+def cpu_time(pid: int) -> CpuTime:
+    """What all threads of a process have used so far: nanoseconds, where `stat` has clock ticks."""
+    used = waited = 0
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            with open(f"/proc/{pid}/task/{thread}/schedstat") as file:
+                on_core, ready, _ = file.read().split()
+            used, waited = used + int(on_core), waited + int(ready)
+    return CpuTime(used, waited)
+
+
+def resident_kb(pid: int) -> int:
+    """The resident set, counted page by page: the cheap counter in `status` may be 256 KB off."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Rss:"))
+
+
+# The daemon.
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the room is and, if known, the process that serves it."""
+
+    host: str
+    port: int
+    path: str
+    pid: int | None = None
+
+
+class Daemon:
+    """The daemon under test: started on entry, a `Target` once it listens, stopped by SIGTERM on exit."""
+
+    command = (sys.executable, "-m", "hubbub", "serve", "--port", "0", "--log-level", "warning")
+
+    def __init__(self, path: str, deadline: int, environment: Mapping[str, str], core: int | None) -> None:
+        self._path, self._deadline, self._core = path, deadline, core
+        self._environment = {**environment, **os.environ}  # what the caller's shell says wins
+
+    def __enter__(self) -> Target:
+        self._output = tempfile.TemporaryFile()  # not a pipe: nobody would read it
+        self._process = subprocess.Popen(
+            self.command, env=self._environment, stdout=self._output, stderr=subprocess.STDOUT
+        )
+        try:
+            if self._core is not None:
+                pin(self._process.pid, self._core)
+            while not (said := re.search(rb"listening on http://([^:/\s]+):(\d+)", self._said())):
+                if self._process.poll() is not None or clock() > self._deadline:
+                    raise BenchError("the daemon never said where it listens, but " + self._quoted())
+                time.sleep(0.02)
+        except BaseException:
+            self._stop()
+            raise
+        return Target(said[1].decode(), int(said[2]), self._path, self._process.pid)
+
+    def __exit__(self, *exception: object) -> None:
+        ended_itself = self._process.poll() is not None
+        self._stop()
+        if ended_itself or self._process.returncode:
+            notice(f"the daemon ended with {self._process.returncode}, and {self._quoted()}")
+        self._output.close()
+
+    def _said(self) -> bytes:
+        return os.pread(self._output.fileno(), 1 << 16, 0)
+
+    def _quoted(self) -> str:
+        return f"said: {self._said().decode(errors='replace').strip()[-1500:] or 'nothing'}"
+
+    def _stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(60)  # on a busy core, closing 10,000 connections takes its time
+        except subprocess.TimeoutExpired:
+            notice("the daemon ignored SIGTERM for 60 s and was killed")
+            self._process.kill()
+            self._process.wait()
+
+
+# Connections.
+
+
+def frame_header(size: int, mask_key: bytes = b"") -> bytes:
+    """What precedes the payload of a whole text frame; with a mask key, as a client must send it."""
+    bit = 0x80 if mask_key else 0
+    if size < 126:
+        return bytes([TEXT, bit | size]) + mask_key
+    if size < 1 << 16:
+        return bytes([TEXT, bit | 126]) + size.to_bytes(2, "big") + mask_key
+    return bytes([TEXT, bit | 127]) + size.to_bytes(8, "big") + mask_key
+
+
+def parse_frames(stream: bytes) -> Iterator[tuple[int, bytes]]:
+    """The whole frames a server sent: first byte (FIN and opcode) and payload."""
+    at = 0
+    while at + 2 <= len(stream):
+        start, size = at + 2, stream[at + 1]
+        if size & 0x80:
+            raise BenchError(f"the frame at byte {at} is masked, as a server's must not be")
+        if size >= 126:
+            start += 2 if size == 126 else 8
+            size = int.from_bytes(stream[at + 2 : start], "big")
+        if start + size > len(stream):
+            return
+        yield stream[at], stream[start : start + size]
+        at = start + size
+
+
+def connect_all(
+    target: Target, count: int, deadline: int, progress: Progress, in_flight: int = 100
+) -> list[socket.socket]:
+    """Open WebSocket connections, a batch at a time so that the accept queue is never overrun."""
+    sockets: list[socket.socket] = []
+    try:
+        while len(sockets) < count:
+            batch = range(len(sockets), min(count, len(sockets) + in_flight))
+            keys = [base64.b64encode(os.urandom(16)).decode() for _ in batch]
+            for key in keys:
+                left = max(0.001, (deadline - clock()) / 1e9)
+                sockets.append(connection := socket.create_connection((target.host, target.port), left))
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.sendall(
+                    f"GET {target.path} HTTP/1.1\r\nHost: {target.host}:{target.port}\r\n"
+                    "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                    f"Sec-WebSocket-Key: {key}\r\n\r\n".encode()
+                )
+            for index, key in zip(batch, keys, strict=True):
+                _finish_handshake(sockets[index], key)
+            progress.show("connecting", len(sockets) / count)
+    except (OSError, BenchError) as error:
+        close_all(sockets)
+        raise BenchError(f"connecting, with {len(sockets)} of {count} open: {error}") from error
+    return sockets
+
+
+def _finish_handshake(connection: socket.socket, key: str) -> None:
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        if not (byte := connection.recv(1)):  # no further than the blank line: frames may follow it
+            raise BenchError(f"closed in the handshake, after {answer!r}")
+        answer += byte
+    accepted = hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()
+    if not answer.startswith(b"HTTP/1.1 101 ") or base64.b64encode(accepted) not in answer:
+        raise BenchError(f"the handshake was answered by {answer.splitlines()[0].decode(errors='replace')!r}")
+    connection.setblocking(False)
+
+
+def close_all(sockets: Sequence[socket.socket]) -> None:
+    """Say goodbye (close code 1000) on every connection, and close it."""
+    for connection in sockets:
+        with contextlib.suppress(OSError):
+            connection.setblocking(False)
+            connection.send(b"\x88\x82\0\0\0\0\x03\xe8")
+        connection.close()
+
+
+class Subscriber:
+    """One connection in the room. It counts what it is handed; a sampled one keeps every byte of it."""
+
+    __slots__ = ("index", "kept", "received", "sampled", "socket", "times", "totals", "unsent")
+
+    def __init__(self, index: int, connection: socket.socket, sampled: bool) -> None:
+        self.index, self.socket, self.sampled = index, connection, sampled
+        self.unsent = bytearray()
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin a new run."""
+        self.received, self.kept = 0, bytearray()
+        self.times, self.totals = array("q"), array("q")  # of each read: when, and bytes received by then
+
+    def receive(self) -> int:
+        """Take in all that is there (epoll is edge-triggered); the number of bytes."""
+        before, limit = self.received, _KEEP_MAX if self.sampled else _DISCARD_MAX
+        while True:
+            try:
+                if self.sampled:
+                    data = self.socket.recv(limit)
+                    self.kept += data
+                    count = len(data)
+                else:
+                    count = self.socket.recv_into(_discarded, limit, socket.MSG_TRUNC)
+            except (BlockingIOError, ConnectionResetError):
+                break
+            self.received += count
+            if count < limit:
+                break
+        self.times.append(clock())
+        self.totals.append(self.received)
+        return self.received - before
+
+    def send(self, data: bytes = b"") -> None:
+        """Send in one go, after what the kernel wouldn't take before."""
+        self.unsent += data
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):  # epoll tells, too
+            del self.unsent[: self.socket.send(self.unsent)]
+
+
+# The loop, and the checks.
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that passed its checks; a delivery is one publication handed to one subscriber."""
+
+    publications: int
+    deliveries: int
+    seconds: float  # from the start to the last delivery
+    latencies_ms: list[float]  # sorted, one per delivery
+
+
+class Collector:
+    """All subscribers of a room, read in one busy-polled loop, and what was published to them.
+
+    With up to 32 subscribers all are sampled, else `sampled` of them; of the rest only bytes are counted.
+    """
+
+    def __init__(
+        self, sockets: Sequence[socket.socket], size: int, deadline: int, progress: Progress, sampled: int = 8
+    ) -> None:
+        last = len(sockets) - 1
+        chosen = range(last + 1) if last < 32 else {i * last // (sampled - 1) for i in range(sampled)}
+        self.subscribers = [Subscriber(i, connection, i in chosen) for i, connection in enumerate(sockets)]
+        self._by_fd = {one.socket.fileno(): one for one in self.subscribers}
+        self._epoll = select.epoll()
+        for fd in self._by_fd:
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
+        self._header, self._size = frame_header(size, mask_key=bytes(4)), size
+        self._delivery_size = len(frame_header(size)) + size
+        self._deadline, self._progress = deadline, progress
+        self.begin("", 1)
+
+    def __enter__(self) -> Collector:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._epoll.close()
+
+    def begin(self, label: str, seconds: float) -> None:
+        """A new run: nothing published, nothing received."""
+        self._label, self._planned_ns, self._next_tick = label, seconds * 1e9, 0
+        self._sent: list[bytes] = []
+        self._behind: set[Subscriber] = set()
+        self._published = self.received = 0
+        for subscriber in self.subscribers:
+            subscriber.forget()
+        self.start()
+
+    def start(self) -> None:
+        """Time counts from here."""
+        self._started = clock()
+
+    def now(self) -> int:
+        """Nanoseconds since the start."""
+        return clock() - self._started
+
+    def frame(self, publisher: int, at: int) -> bytes:
+        """The next publication, to be published at a time after the start, as a frame."""
+        self._sent.append((STAMP % (len(self._sent), publisher, at)).ljust(self._size, b"x"))
+        return self._header + self._sent[-1]
+
+    def publish(self, publisher: int, frames: bytes, count: int = 1) -> None:
+        """Send one or more frames, in one go."""
+        self._published += count
+        subscriber = self.subscribers[publisher]
+        subscriber.send(frames)
+        if subscriber.unsent:
+            self._behind.add(subscriber)
+
+    def collect(self) -> None:
+        """One pass of the loop."""
+        for subscriber in list(self._behind):
+            subscriber.send()
+            if not subscriber.unsent:
+                self._behind.remove(subscriber)
+        for fd, event in self._epoll.poll(0, 1024):
+            subscriber = self._by_fd[fd]
+            self.received += subscriber.receive()
+            if event & GONE:
+                raise BenchError(self._farewell(subscriber))
+        if (now := clock()) >= self._next_tick:
+            self._next_tick = now + 200_000_000
+            self._progress.show(self._label, (now - self._started) / self._planned_ns)
+            if now > self._deadline:
+                faults = self._count_faults() or ["everyone has what was published so far"]
+                raise BenchError("\n".join(["the deadline has passed", *_first(faults)]))
+
+    def drain(self) -> None:
+        """Collect until everyone has everything published."""
+        due = self._published * self._delivery_size * len(self.subscribers)
+        while self.received < due:
+            self.collect()
+
+    def settle(self) -> None:
+        """Collect until nothing has come for 50 ms."""
+        received, until = -1, 0
+        while received != self.received or clock() < until:
+            if received != self.received:
+                received, until = self.received, clock() + 50_000_000
+            self.collect()
+
+    def finish(self) -> Run:
+        """Check the run: complete, verbatim, in one order."""
+        streams = {one.index: bytes(one.kept) for one in self.subscribers if one.sampled}
+        order, faults = check_order(streams, self._sent)
+        if faults := self._count_faults() + faults:
+            raise BenchError("\n".join(_first(faults)))
+        intended = [int(self._sent[number][15:30]) for number in order]
+        latencies: list[float] = []
+        for subscriber in self.subscribers:
+            position = 0
+            for at, total in zip(subscriber.times, subscriber.totals, strict=True):
+                complete = total // self._delivery_size
+                latencies += [(at - self._started - due) / 1e6 for due in intended[position:complete]]
+                position = complete
+        seconds = (max(s.times[-1] for s in self.subscribers) - self._started) / 1e9
+        return Run(len(order), len(latencies), seconds, sorted(latencies))
+
+    def _count_faults(self) -> list[str]:
+        size, faults = self._delivery_size, []
+        due = self._published * size
+        for subscriber in self.subscribers:
+            if lack := due - subscriber.received:
+                what = f"lacks {lack}" if lack > 0 else f"has {-lack} too many"
+                faults.append(f"connection {subscriber.index} {what} of {due} bytes ({size} a delivery)")
+        return faults
+
+    def _farewell(self, subscriber: Subscriber) -> str:
+        frames = parse_frames(bytes(subscriber.kept))
+        code = next((int.from_bytes(payload[:2], "big") for first, payload in frames if first == CLOSE), None)
+        return (
+            f"connection {subscriber.index} was closed by the server ({code or 'no'} close code seen) "
+            f"with {subscriber.received // self._delivery_size} of {self._published} publications delivered"
+        )
+
+
+def check_order(streams: Mapping[int, bytes], sent: Sequence[bytes]) -> tuple[list[int], list[str]]:
+    """The order in which the sampled subscribers saw the publications, and all that is wrong with it."""
+    numbers = {payload: number for number, payload in enumerate(sent)}
+    faults, order = [], []
+
+    def parse(stream: bytes) -> Iterator[int | str]:
+        for first, payload in parse_frames(stream):
+            known = numbers.get(payload) if first == TEXT else None
+            yield f"a frame never published ({first:#x} {payload[:40]!r})" if known is None else known
+
+    common = Counter(streams.values()).most_common(1)[0][0]
+    model = next(index for index, stream in streams.items() if stream == common)
+    newest: dict[bytes, int] = {}  # of each publisher
+    for position, number in enumerate(parse(common)):
+        if isinstance(number, str):
+            faults.append(f"connection {model}, position {position}: {number}")
+            continue
+        order.append(number)
+        publisher = sent[number][10:14]
+        if number <= newest.get(publisher, -1):
+            faults.append(f"position {position}: {number} after {newest[publisher]} of the same publisher")
+        newest[publisher] = number
+    for index, stream in streams.items():
+        if stream != common:
+            pairs = enumerate(zip_longest(parse(stream), parse(common), fillvalue="nothing"))
+            seen = next((f"{p}: {a}, but connection {model} {b}" for p, (a, b) in pairs if a != b), "the end")
+            faults.append(f"connection {index} saw another order, from position {seen}")
+    return order, faults
+
+
+def _first(faults: Sequence[str], count: int = 10) -> list[str]:
+    more = [f"and {len(faults) - count} more"] if len(faults) > count else []
+    return [*faults[:count], *more]
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that this share of all values doesn't exceed."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+# What is printed.
+
+
+def notice(text: str) -> None:
+    """Tell what qualifies the figures but isn't one."""
+    erase = "\r\x1b[K" if sys.stderr.isatty() else ""  # a progress bar may be there
+    print(f"{erase}notice: {text}", file=sys.stderr)
+
+
+class Progress:
+    """A bar on standard error, if that is a terminal."""
+
+    def __init__(self, prefix: str = "") -> None:
+        self._shown, self._prefix = sys.stderr.isatty(), prefix
+
+    def show(self, label: str, share: float) -> None:
+        if self._shown:
+            done = int(30 * min(1.0, share))
+            print(f"\r\x1b[K{self._prefix}{label:<12}[{'#' * done:<30}]", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell, right-aligned."""
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in (titles, *rows))

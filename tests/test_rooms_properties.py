@@ -1,0 +1,131 @@
+"""P1, P2 and P3 as properties of the pure core: random lives of a hub, against a model of thirty lines.
+
+No task, no I/O, no clock: the hub's state is driven by hand, in the way in which the hub task drives it, but with the
+hand-outs at random moments.
+"""
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from hubbub.config import Settings
+from hubbub.core.frames import BINARY, FIN, TEXT
+from hubbub.core.rooms import Rooms
+from hubbub.dialects.plain import PlainDialect
+from hubbub.engines.memory import MemoryEngine
+from hubbub.hub.state import Hub
+from hubbub.model.command import Publish, Refused, Subscribe, Subscribed
+from hubbub.model.end import End
+
+ROOMS = ("north", "south")
+HISTORY_SIZE = 5
+
+
+class Ear:
+    """A subscriber that keeps what it is offered, frame by frame."""
+
+    def __init__(self, encoder: PlainDialect) -> None:
+        self.encoder = encoder
+        self.gone = False
+        self.heard: list[tuple[int, bytes]] = []
+        self.history: list[bytes] = []
+        self.ended: End | None = None
+
+    def offer(self, data: bytes, frames: int) -> None:
+        before = len(self.heard)
+        while data:  # short frames only: two bytes of header
+            self.heard.append((data[0], data[2 : 2 + data[1]]))
+            data = data[2 + data[1] :]
+        assert len(self.heard) == before + frames
+
+    def evict(self, end: End) -> None:
+        self.ended = end
+
+    def reply(self, answer: Subscribed | Refused) -> None:
+        assert isinstance(answer, Subscribed)
+        self.history = [publication.data for publication in answer.publications]
+
+
+class HubLife(RuleBasedStateMachine):
+    """The model: what each room has accepted, and where in it each subscriber came in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rooms = Rooms()
+        limits = Settings(history_size=HISTORY_SIZE)
+        engine = MemoryEngine(limits, lambda: "epoch", rooms.__contains__)
+        self.hub = Hub(engine, rooms, limits)
+        self.plain = PlainDialect()
+        self.other = PlainDialect()  # a second dialect, as far as the rooms can tell
+        self.accepted: dict[str, list[tuple[int, bytes]]] = {room: [] for room in ROOMS}
+        self.came_in: list[tuple[Ear, str, int]] = []
+        self.handed_out: dict[str, int] = dict.fromkeys(ROOMS, 0)
+        self.counts: dict[int, int] = {}
+
+    @rule(room=st.sampled_from(ROOMS), publisher=st.integers(0, 3), binary=st.booleans())
+    def publish(self, room: str, publisher: int, binary: bool) -> None:
+        """A publisher says its next number."""
+        number = self.counts[publisher] = self.counts.get(publisher, 0) + 1
+        data = f"{publisher}:{number}".encode()
+        self.hub.publish(Publish(room, data, binary), now=0.0)
+        self.accepted[room].append((FIN | (BINARY if binary else TEXT), data))
+
+    @rule(room=st.sampled_from(ROOMS), history=st.integers(0, 2 * HISTORY_SIZE), second=st.booleans())
+    def subscribe(self, room: str, history: int, second: bool) -> None:
+        """Somebody comes in; the hub task hands out first (rule 2 of the hub's state)."""
+        self.hand_out(room)
+        ear = Ear(self.other if second else self.plain)
+        self.hub.subscribe(Subscribe(ear, room, history, ear.reply), now=0.0)
+        self.came_in.append((ear, room, len(self.accepted[room])))
+        stored = [data for _, data in self.accepted[room]][-HISTORY_SIZE:]
+        assert ear.history == (stored[-history:] if history else [])
+
+    @precondition(lambda self: self.came_in)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        """Somebody goes; what it has heard is a run from where it came in, and it hears nothing after."""
+        index = data.draw(st.integers(0, len(self.came_in) - 1))
+        ear, room, start = self.came_in.pop(index)
+        ear.gone = True
+        self.hub.leave(ear)
+        self.hub.leave(ear)
+        heard = list(ear.heard)
+        assert heard == self.accepted[room][start : start + len(heard)]
+        self.hub.subscribe(Subscribe(ear, room, 0, ear.reply), now=0.0)  # a late command of one who has gone
+        self.hand_out(room)
+        assert ear.heard == heard
+
+    @rule(room=st.sampled_from(ROOMS))
+    def hand_out(self, room: str) -> None:
+        """The room's subscribers get what it has accepted."""
+        for delivery in self.hub.take(room):
+            for offer in delivery.offers:
+                offer(delivery.data, delivery.frames)
+        self.handed_out[room] = len(self.accepted[room])
+
+    @invariant()
+    def everyone_has_heard_the_same(self) -> None:
+        """P1 and P2: each has heard exactly what was handed out since it came in, in the room's one order."""
+        for ear, room, start in self.came_in:
+            assert ear.heard == self.accepted[room][start : self.handed_out[room]]
+
+    @invariant()
+    def each_publisher_keeps_its_order(self) -> None:
+        """P3: in each ear, each publisher's numbers ascend."""
+        for ear, _, _ in self.came_in:
+            last: dict[bytes, int] = {}
+            for _, said in ear.heard:
+                publisher, _, number = said.partition(b":")
+                assert int(number) > last.get(publisher, 0)
+                last[publisher] = int(number)
+
+    @invariant()
+    def nothing_is_left_of_who_has_gone(self) -> None:
+        """P7: as many subscriptions as subscribers, no room without one."""
+        statistics = self.hub.statistics()
+        assert statistics.subscriptions == len(self.came_in)
+        assert statistics.rooms == len({room for _, room, _ in self.came_in})
+
+
+HubLife.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+test_life_of_a_hub = HubLife.TestCase
