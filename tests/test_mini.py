@@ -30,7 +30,7 @@ async def passes(scenario: Scenario, module: ModuleType = mini) -> None:
         await scenario(module)
 
 
-async def failure(scenario: Scenario, module: ModuleType, *, patience: float = PATIENCE) -> list[BaseException]:
+async def failure(scenario: Scenario, module: ModuleType, patience: float = PATIENCE) -> list[BaseException]:
     """How the scenario fails over this module: every exception it ends with."""
     try:
         with trio.fail_after(patience):

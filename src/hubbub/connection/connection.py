@@ -26,7 +26,7 @@ import trio_websocket
 from hubbub.config import Settings
 from hubbub.connection.heartbeat import Pulse, first_pulse
 from hubbub.connection.linger import linger
-from hubbub.connection.outbox import Outbox
+from hubbub.connection.outbox import Outbox, State
 from hubbub.connection.session import Session
 from hubbub.connection.transport import Transport
 from hubbub.connection.wire import Wire
@@ -237,13 +237,13 @@ class Connection:
         if self.ended is End.SLOW_CONSUMER:
             self.outbox.drop_backlog()
         with contextlib.suppress(trio.BrokenResourceError):
-            if self.ended is End.PEER_CLOSED:
+            if self.ended in (End.PEER_CLOSED, End.PROTOCOL_ERROR):
                 await _answered(websocket)
-            elif self.ended is End.PROTOCOL_ERROR:
-                # trio-websocket has closed without a word: RFC 6455 section 7.1.7 wants one.
                 verdict = websocket.closed
-                assert verdict is not None
-                self.outbox.seal(encode_close(verdict.code, verdict.reason or verdict.name))
+                if self.outbox.state is State.OPEN and verdict is not None:
+                    # trio-websocket has closed without a word; RFC 6455 section 7.1.7 wants one.
+                    self.ended = End.PROTOCOL_ERROR
+                    self.outbox.seal(encode_close(verdict.code, verdict.reason or verdict.name))
             else:
                 disconnect = self.encoder.disconnect(self.ended)
                 await websocket.aclose(disconnect.code, disconnect.reason)
@@ -251,7 +251,7 @@ class Connection:
 
 
 async def _answered(websocket: trio_websocket.WebSocketConnection) -> None:
-    """Wait until trio-websocket has answered the peer's Close."""
+    """Wait until trio-websocket has answered the peer's Close, or has found fault with it."""
     with contextlib.suppress(trio_websocket.ConnectionClosed):
         while True:
             await websocket.get_message()
