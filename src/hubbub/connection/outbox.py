@@ -241,6 +241,7 @@ class Outbox:
             backlog.bytes -= taken
             self.bytes_sent += taken
         backlog.bytes -= len(piece) - sent
+        backlog.dropping = False  # what was put after the drop, the Close, is wanted
         return None
 
     def _break(self, end: End) -> None:

@@ -89,8 +89,10 @@ class FrontDoor:
         http = HttpConnection(transport, settings)
         head_deadline = trio.current_time() + settings.head_seconds_max
         if isinstance(transport, TlsTransport):
-            with trio.fail_at(head_deadline):
+            with trio.CancelScope(deadline=head_deadline) as scope, self._letting_go(scope):
                 await transport.do_handshake()
+            if scope.cancelled_caught:
+                return
         while True:
             answer = await self._next_answer(http, peer, local_address, tls, head_deadline)
             if isinstance(answer, Upgrade):
@@ -109,6 +111,8 @@ class FrontDoor:
                 return
             with trio.move_on_after(settings.keepalive_seconds_max) as scope, self._letting_go(scope):
                 await http.wait()
+            if not http.in_head:
+                return
             head_deadline = trio.current_time() + settings.head_seconds_max
 
     async def _next_answer(

@@ -5,20 +5,25 @@ limit, so that the connection can go on to the next request.
 """
 
 import email.utils
+import re
 from http import HTTPStatus
 
 import h11
 import msgspec
+import trio
 
 from hubbub.config import Settings
 from hubbub.connection.transport import Transport
 
 TEXT = "text/plain; charset=utf-8"
 _READ_BYTES = 4096
+_DETAIL_CHARACTERS_MAX = 200
+"""h11 quotes the line that it refuses; nobody needs all of a long one."""
+_ABSOLUTE = re.compile("https?://(?P<authority>[^/?#]*)(?P<rest>.*)", re.IGNORECASE)
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One request head. `target` as it came; header names in lower case, values as text (Latin-1)."""
+    """One request head. `target` in origin form; header names in lower case, values as text (Latin-1)."""
 
     method: str
     target: str
@@ -89,32 +94,35 @@ class HttpConnection:
         """
         self._h11.start_next_cycle()
         self._heard = bool(self.leftover)
-        if not self._heard:
+        if self._heard:
+            await trio.lowlevel.checkpoint()  # many requests sent at once mustn't keep everyone else waiting
+        else:
             await self._receive()
 
     async def read_request(self) -> Request | None:
         """Wait for a request, and discard its body; None if the peer has ended the connection. No deadline of its own.
 
         Raises:
-            HttpError: what came is not an acceptable request (400, 413, 431).
+            HttpError: what came is not an acceptable request (400, 413, 431, 501, 505).
             trio.BrokenResourceError: the connection is broken.
         """
+        self._head_only = False
         event = await self._next_event()
         if not isinstance(event, h11.Request):
             return None
-        request = Request(
-            event.method.decode(),
-            event.target.decode("latin-1"),
-            event.http_version.decode(),
-            [(name.decode(), value.decode("latin-1")) for name, value in event.headers],
-        )
+        request = _request(event)
         self._head_only = request.method == "HEAD"
+        if not request.version.startswith("1."):
+            raise HttpError(505, f"HTTP version: got {request.version}, allowed: 1.1, 1.0", close=True)
         await self._discard_body(request)
         return request
 
     async def _discard_body(self, request: Request) -> None:
         limit = self._settings.body_bytes_max
-        declared = int("".join(request.fields("content-length")) or "0")  # h11 has checked that it is one number
+        lengths = request.fields("content-length")
+        if lengths and request.fields("transfer-encoding"):  # somebody between us may have read it differently
+            raise HttpError(400, "body: got Content-Length and Transfer-Encoding, allowed: one of them", close=True)
+        declared = int("".join(lengths) or "0")  # h11 has checked that it is one number
         received = 0
         while declared <= limit and received <= limit:
             event = await self._next_event()
@@ -152,7 +160,7 @@ class HttpConnection:
             try:
                 event = self._h11.next_event()
             except h11.RemoteProtocolError as error:
-                status, detail = error.error_status_hint, str(error)
+                status, detail = error.error_status_hint, str(error)[:_DETAIL_CHARACTERS_MAX]
                 if status == 431:
                     detail = f"request head is over {self._settings.head_bytes_max} bytes"
                 raise HttpError(status, detail, close=True) from error
@@ -173,3 +181,15 @@ class HttpConnection:
         sent = 0
         while sent < len(data):
             sent += self._transport.send_nowait(view[sent:]) or await self._transport.send_some(view[sent:])
+
+
+def _request(event: h11.Request) -> Request:
+    """Return what h11 has parsed, with an absolute target as proxies send it split up: RFC 9112 section 3.2.2."""
+    target = event.target.decode("latin-1")
+    headers = [(name.decode(), value.decode("latin-1")) for name, value in event.headers]
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute:
+        path = absolute["rest"]
+        target = path if path.startswith("/") else f"/{path}"
+        headers = [(name, absolute["authority"] if name == "host" else value) for name, value in headers]
+    return Request(event.method.decode(), target, event.http_version.decode(), headers)

@@ -35,8 +35,8 @@ def check_handshake(request: Request) -> bytes:
         raise HttpError(400, f"a WebSocket handshake needs HTTP/1.1, not {request.version}", close=True)
     versions = request.fields("sec-websocket-version")
     if versions != ["13"]:
-        got = ", ".join(versions) or "none"
-        raise HttpError(426, f"Sec-WebSocket-Version: got {got}, allowed: 13", (("Sec-WebSocket-Version", "13"),))
+        got = ", ".join(versions)[:80]
+        raise HttpError(426, f"Sec-WebSocket-Version: got {got!a}, allowed: 13", (("Sec-WebSocket-Version", "13"),))
     if request.fields("content-length") not in ([], ["0"]) or request.fields("transfer-encoding"):
         raise HttpError(400, "a WebSocket handshake has no body", close=True)
     keys = request.fields("sec-websocket-key")

@@ -1,0 +1,452 @@
+"""Promise P7 on the running daemon: after a thousand connections that end in one way, nothing of them is left.
+
+Half of them are alone in a room, half share rooms in which bystanders talk all the while: those must not notice
+anything. What is left is read from /metrics, before and after.
+"""
+
+import contextlib
+import random
+import struct
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+import structlog
+import trio
+from peers import (
+    SECONDS_MAX,
+    Closed,
+    Peer,
+    client_frame,
+    close_payload,
+    connect,
+    handshake,
+    open_peer,
+    reset,
+    shake_hands,
+)
+from servers import open_daemon, open_server
+
+from hubbub.core.frames import BINARY, CLOSE, CONTINUATION, FIN, MASKED, PING, PONG, TEXT
+from hubbub.dialects.plain import PlainConversation
+from hubbub.model.command import Command
+from hubbub.model.end import End
+
+CONNECTIONS = 1000
+SHARED_ROOMS = ("lobby", "kitchen", "garden")
+GONE_SECONDS_MAX = 5.0
+SETTINGS = {
+    "log_level": "warning",
+    "close_seconds_max": 0.5,
+    "linger_seconds_max": 0.5,
+    "history_seconds_max": 0.4,
+    "message_bytes_max": 1024,
+}
+GAUGES = (
+    "hubbub_tasks",
+    "process_open_fds",
+    "hubbub_connections",
+    "hubbub_rooms",
+    "hubbub_subscriptions",
+    "hubbub_outboxes_queued",
+    "hubbub_outboxes_queued_bytes",
+    "hubbub_inbox_commands",
+    "hubbub_inbox_bytes",
+    "hubbub_inbox_readers_waiting",
+    "hubbub_histories",
+    "hubbub_history_publications",
+    "hubbub_history_bytes",
+)
+
+ReadMetrics = Callable[[], Awaitable[dict[str, float]]]
+
+
+@dataclass
+class Visit:
+    """One of the thousand connections."""
+
+    port: int
+    number: int
+    room: str
+    rng: random.Random
+
+    async def arrive(self, *, receive_buffer: int | None = None) -> tuple[trio.SocketStream, Peer]:
+        """Connect, join the room; every other visitor says something there."""
+        stream = await connect(self.port, receive_buffer=receive_buffer)
+        peer = await shake_hands(stream, handshake(f"/chat/{self.room}"))
+        if self.rng.random() < 0.5:
+            await peer.send(f"hello from {self.number}")
+        return stream, peer
+
+
+@dataclass
+class Ending:
+    """A way to end, and what is to be expected of it.
+
+    Attributes:
+        visit: connects, brings the end about, and checks what the peer sees of it.
+        reasons: those that are legal.
+        at_least: how many there must be of some.
+        all_counted: whether each visit is a connection that was opened.
+        together: how many visits at once.
+        gap: the bystanders' pause between two messages.
+        padding: how long the bystanders' messages are.
+    """
+
+    visit: Callable[[Visit], Awaitable[None]]
+    reasons: frozenset[End]
+    at_least: Mapping[End, int] = field(default_factory=dict)
+    all_counted: bool = True
+    together: int = 100
+    gap: float = 0.005
+    padding: int = 0
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+async def by_close_frame(visit: Visit) -> None:
+    """A Close frame; the server answers it. Some end their sending side right behind it."""
+    stream, peer = await visit.arrive()
+    await peer.send_frame(CLOSE, close_payload(1000))
+    if visit.rng.random() < 0.5:
+        await stream.send_eof()
+    await _expect_close(peer, 1000)
+    await trio.aclose_forcefully(stream)
+
+
+async def by_eof(visit: Visit) -> None:
+    """The end of the stream; the patient wait for the server's, every fourth doesn't."""
+    stream, peer = await visit.arrive()
+    await stream.send_eof()
+    if visit.number % 4:
+        _, closed = await peer.receive_until_closed()
+        assert closed.code == 1006
+    await trio.aclose_forcefully(stream)
+
+
+async def by_reset(visit: Visit) -> None:
+    """RST, at once or a little later."""
+    stream, _ = await visit.arrive()
+    if visit.rng.random() < 0.5:
+        await trio.sleep(visit.rng.uniform(0, 0.02))
+    await reset(stream)
+
+
+async def by_reset_in_handshake(visit: Visit) -> None:
+    """RST somewhere in the request head, or behind it without a look at the 101."""
+    stream = await connect(visit.port)
+    request = handshake(f"/chat/{visit.room}")
+    whole = visit.rng.random() < 0.5
+    data = request if whole else request[: visit.rng.randrange(len(request))]
+    half = visit.rng.randrange(len(data) + 1)
+    for piece in (data[:half], data[half:]):
+        await stream.send_all(piece)
+        if visit.rng.random() < 0.7:
+            await trio.sleep(visit.rng.uniform(0, 0.01))
+    await reset(stream)
+
+
+async def by_silence(visit: Visit) -> None:
+    """No answer to a ping; half of them don't answer the Close either."""
+    stream, peer = await visit.arrive()
+    pinged = False
+    while True:
+        first, payload = await peer.receive_frame()
+        pinged = pinged or first == FIN | PING
+        if first == FIN | CLOSE:
+            break
+    assert pinged
+    assert payload == close_payload(1011, "no pong")
+    if visit.rng.random() < 0.5:
+        await peer.send_frame(CLOSE, payload)
+    with pytest.raises(Closed):
+        await peer.receive_frame()
+    await trio.aclose_forcefully(stream)
+
+
+async def by_oversize(visit: Visit) -> None:
+    """More than message_bytes_max: whole, only announced, or in fragments."""
+    stream, peer = await visit.arrive()
+    message = bytes(2000)
+    match visit.rng.randrange(3):
+        case 0:
+            await peer.send_frame(BINARY, message)
+        case 1:
+            await peer.send_raw(struct.pack("!BBQ", FIN | BINARY, MASKED | 127, 1 << 40) + bytes(4))
+        case 2:
+            await peer.send_frame(BINARY, message[:1000], fin=False)
+            await peer.send_frame(CONTINUATION, message[1000:])
+    await _expect_close(peer, 1009)
+    await trio.aclose_forcefully(stream)
+
+
+VIOLATIONS = (
+    (1002, struct.pack("!BB", FIN | TEXT, 5) + b"naked"),
+    (1002, client_frame(TEXT, b"reserved", rsv=0x40)),
+    (1002, client_frame(BINARY, b"reserved", rsv=0x10)),
+    (1007, client_frame(TEXT, b"\xff\xfe")),
+    (1007, client_frame(TEXT, b"\xc3", fin=False) + client_frame(CONTINUATION, b"(")),
+    (1002, client_frame(CONTINUATION, b"of nothing")),
+    (1002, client_frame(TEXT, b"one", fin=False) + client_frame(TEXT, b"another")),
+    (1002, client_frame(3, b"reserved opcode")),
+    (1002, client_frame(PING, b"in pieces", fin=False)),
+    (1002, client_frame(PONG, bytes(126))),
+)
+
+
+async def by_violation(visit: Visit) -> None:
+    """A breach of RFC 6455: the server says which."""
+    stream, peer = await visit.arrive()
+    code, data = VIOLATIONS[visit.number // 2 % len(VIOLATIONS)]
+    await peer.send_raw(data)
+    await _expect_close(peer, code)
+    await trio.aclose_forcefully(stream)
+
+
+async def by_not_reading(visit: Visit) -> None:
+    """Never read: what the bystanders say, or what this peer says to itself, fills every buffer.
+
+    Some of those who talk to themselves then read after all: if it isn't too late, they are told.
+    """
+    stream, peer = await visit.arrive(receive_buffer=2048)
+    with trio.fail_after(SECONDS_MAX):
+        if visit.room in SHARED_ROOMS:
+            await _talk(stream, client_frame(PONG, b""), pause=0.05)
+        elif visit.number % 20 == 1:
+            with trio.move_on_after(1.5):
+                await _talk(stream, quick_frame(bytes(60_000)))
+            _, closed = await peer.receive_until_closed()
+            assert closed.code in (1006, 1013)
+        else:
+            await _talk(stream, quick_frame(bytes(60_000)))
+    await trio.aclose_forcefully(stream)
+
+
+async def _talk(stream: trio.SocketStream, frame: bytes, pause: float = 0) -> None:
+    """Send the frame again and again until the server has closed the connection."""
+    with contextlib.suppress(trio.BrokenResourceError):
+        while True:
+            await stream.send_all(frame)
+            await trio.sleep(pause)
+
+
+ENDINGS = {
+    "close frame": Ending(by_close_frame, frozenset({End.PEER_CLOSED})),
+    # Who doesn't wait resets the connection as soon as anything is sent to it: either may be seen first.
+    "EOF": Ending(by_eof, frozenset({End.PEER_LEFT, End.PEER_RESET}), at_least={End.PEER_LEFT: CONNECTIONS * 3 // 4}),
+    "reset": Ending(by_reset, frozenset({End.PEER_RESET})),
+    "reset in the handshake": Ending(by_reset_in_handshake, frozenset({End.PEER_RESET}), all_counted=False),
+    # Any byte that a peer takes is life, so the bystanders must be silent for longer than a pong may take.
+    "silence": Ending(
+        by_silence,
+        frozenset({End.NO_PONG}),
+        together=500,
+        gap=1.6,
+        settings={"ping_seconds": 0.5, "pong_seconds_max": 0.8},
+    ),
+    "oversize": Ending(by_oversize, frozenset({End.MESSAGE_TOO_LARGE})),
+    "violation": Ending(by_violation, frozenset({End.PROTOCOL_ERROR})),
+    "eviction": Ending(
+        by_not_reading,
+        frozenset({End.SLOW_CONSUMER}),
+        padding=60_000,
+        settings={"message_bytes_max": 65_536, "outbox_bytes_max": 65_536},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+async def test_nothing_is_left_of_a_thousand_connections(name: str) -> None:
+    ending = ENDINGS[name]
+    with open_daemon(**{**SETTINGS, **ending.settings}) as daemon:
+
+        async def read_metrics() -> dict[str, float]:
+            return await trio.to_thread.run_sync(daemon.metrics)
+
+        before, after = await run_visits(daemon.port, ending, read_metrics)
+    assert grown(before, after, "hubbub_internal_errors_total") == 0
+
+
+async def run_visits(port: int, ending: Ending, read_metrics: ReadMetrics) -> tuple[dict[str, float], dict[str, float]]:
+    """Let a thousand come and go; check the bystanders, the counts, the base line. Return metrics before and after."""
+    async with trio.open_nursery() as nursery:
+        bystanders = Bystanders(port, ending)
+        await nursery.start(bystanders.run)
+        async with open_peer(port, "/chat/warm-up") as peer:
+            await peer.close()
+        before = await read_base_line(read_metrics)
+        bystanders.talk()
+        rng = random.Random(0)
+        for start in range(0, CONNECTIONS, ending.together):
+            async with trio.open_nursery() as visits:
+                for number in range(start, start + ending.together):
+                    room = f"own-{number}" if number % 2 else SHARED_ROOMS[number // 2 % len(SHARED_ROOMS)]
+                    visits.start_soon(ending.visit, Visit(port, number, room, random.Random(rng.random())))
+        await bystanders.fall_silent()
+        after = await until_base_line(read_metrics, before)
+        nursery.cancel_scope.cancel()
+    check_reasons(before, after, ending)
+    return before, after
+
+
+class Bystanders:
+    """Two in each of the shared rooms, who count aloud in turn; each must hear every number, once, in order."""
+
+    def __init__(self, port: int, ending: Ending) -> None:
+        self._port = port
+        self._gap = ending.gap
+        self._padding = b"." * ending.padding
+        self._pairs: list[list[Peer]] = []
+        self._heard = [[0, 0] for _ in SHARED_ROOMS]
+        self._said = [0 for _ in SHARED_ROOMS]
+        self._talking = trio.Event()
+        self._silent = False
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Be there until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for pair, room in enumerate(SHARED_ROOMS):
+                for turn in range(2):
+                    await nursery.start(self._listen, pair, turn, room)
+            task_status.started()
+
+    def talk(self) -> None:
+        """Begin."""
+        self._talking.set()
+
+    async def fall_silent(self) -> None:
+        """End, and see that all has been heard by all."""
+        self._silent = True
+        with trio.fail_after(SECONDS_MAX):
+            while any(set(heard) != {said} for heard, said in zip(self._heard, self._said, strict=True)):
+                await trio.sleep(0.01)
+        assert min(self._said) > 1
+
+    async def _listen(self, pair: int, turn: int, room: str, task_status: trio.TaskStatus[None]) -> None:
+        async with open_peer(self._port, f"/chat/{room}") as peer, trio.open_nursery() as nursery:
+            task_status.started()
+            if turn == 0:
+                nursery.start_soon(self._speak, peer, pair)
+            while True:
+                message = await peer.receive()
+                assert isinstance(message, str)
+                if not message.startswith("number "):
+                    continue
+                number = int(message.split(" ", 2)[1])
+                assert number == self._heard[pair][turn]
+                self._heard[pair][turn] += 1
+                if number % 2 != turn:
+                    nursery.start_soon(self._speak, peer, pair)
+
+    async def _speak(self, peer: Peer, pair: int) -> None:
+        await self._talking.wait()
+        await trio.sleep(self._gap)
+        if not self._silent:
+            number = self._said[pair]
+            self._said[pair] += 1
+            await peer.send_raw(quick_frame(b"number %d " % number + self._padding))
+
+
+async def test_nothing_is_left_of_a_thousand_connections_that_a_dialect_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in a dialect's code ends its connection with 1011, whichever task it was raised in."""
+    receive = PlainConversation.receive
+
+    def fail_sometimes(self: PlainConversation, data: bytes, binary: bool) -> Sequence[Command]:
+        if data == b"boom":
+            raise ZeroDivisionError("boom")
+        return receive(self, data, binary)
+
+    async def visit(visit: Visit) -> None:
+        stream, peer = await visit.arrive()
+        if visit.rng.random() < 0.5:
+            await peer.send("boom")
+        else:  # by trio-websocket: received in another task
+            await peer.send_frame(TEXT, b"bo", fin=False)
+            await peer.send_frame(CONTINUATION, b"om")
+        await _expect_close(peer, 1011)
+        await trio.aclose_forcefully(stream)
+
+    monkeypatch.setattr(PlainConversation, "receive", fail_sometimes)
+    settings = {name: value for name, value in SETTINGS.items() if name != "log_level"}
+    async with open_server(**settings) as server:
+
+        async def read_metrics() -> dict[str, float]:
+            return parse_metrics(server.node.metrics.text().decode())
+
+        with structlog.testing.capture_logs() as entries:
+            before, after = await run_visits(server.port, Ending(visit, frozenset({End.INTERNAL_ERROR})), read_metrics)
+    assert grown(before, after, "hubbub_internal_errors_total") == CONNECTIONS
+    errors = [entry for entry in entries if entry["log_level"] == "error"]
+    assert [entry["event"] for entry in errors] == ["connection ended by an internal error"] * CONNECTIONS
+
+
+async def _expect_close(peer: Peer, code: int) -> None:
+    """Receive until the server's Close, answer it, and see the end of the stream behind it."""
+    _, closed = await peer.receive_until_closed()
+    assert closed.code == code, closed
+    with pytest.raises(Closed, match="1006"):
+        await peer.receive_frame()
+
+
+def quick_frame(payload: bytes) -> bytes:
+    """Return a text frame masked with zeros, which costs nothing."""
+    size = len(payload)
+    length = struct.pack("!B", MASKED | size) if size < 126 else struct.pack("!BH", MASKED | 126, size)
+    return bytes((FIN | TEXT,)) + length + bytes(4) + payload
+
+
+def parse_metrics(text: str) -> dict[str, float]:
+    """Return what /metrics says, by series."""
+    pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
+def grown(before: Mapping[str, float], after: Mapping[str, float], series: str) -> float:
+    """Return by how much a counter has grown."""
+    return after.get(series, 0) - before.get(series, 0)
+
+
+async def read_base_line(read_metrics: ReadMetrics) -> dict[str, float]:
+    """Return the metrics once only the bystanders are there; the lowest of several, as each reading counts itself."""
+    readings: list[dict[str, float]] = []
+    with trio.fail_after(SECONDS_MAX):
+        while len(readings) < 5:
+            await trio.sleep(0.02)
+            reading = await read_metrics()
+            if (
+                reading["hubbub_connections"] == 2 * len(SHARED_ROOMS)
+                and reading["hubbub_histories"] == len(SHARED_ROOMS)
+                and reading["hubbub_history_publications"] == 0
+            ):
+                readings.append(reading)
+    return {**readings[-1], **{gauge: min(reading[gauge] for reading in readings) for gauge in GAUGES}}
+
+
+async def until_base_line(read_metrics: ReadMetrics, before: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics once all gauges are where they were.
+
+    Raises:
+        AssertionError: they aren't, within five seconds (promise P7).
+    """
+    above: dict[str, tuple[float, float]] = {}
+    after: dict[str, float] = {}
+    with trio.move_on_after(GONE_SECONDS_MAX):
+        while True:
+            after = await read_metrics()
+            above = {gauge: (before[gauge], after[gauge]) for gauge in GAUGES if after[gauge] != before[gauge]}
+            if not above:
+                break
+            await trio.sleep(0.02)
+    assert not above, f"before and after: {above}"
+    return after
+
+
+def check_reasons(before: Mapping[str, float], after: Mapping[str, float], ending: Ending) -> None:
+    """See that each visit has been counted once, for a legal reason."""
+    reasons = {end: grown(before, after, f'hubbub_connections_ended_total{{reason="{end.value}"}}') for end in End}
+    counted = {end: count for end, count in reasons.items() if count}
+    upgraded = grown(before, after, 'hubbub_http_responses_total{status="101"}')
+    assert set(counted) <= ending.reasons, counted
+    assert sum(counted.values()) == upgraded, (counted, upgraded)
+    assert all(reasons[end] >= count for end, count in ending.at_least.items()), counted
+    assert 0 < upgraded <= CONNECTIONS
+    assert upgraded == CONNECTIONS or not ending.all_counted, counted
