@@ -7,7 +7,7 @@ anything. What is left is read from /metrics, before and after.
 import contextlib
 import random
 import struct
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -70,13 +70,17 @@ class Visit:
     room: str
     rng: random.Random
 
-    async def arrive(self, *, receive_buffer: int | None = None) -> tuple[trio.SocketStream, Peer]:
-        """Connect, join the room; every other visitor says something there."""
+    @contextlib.asynccontextmanager
+    async def arrive(self, *, receive_buffer: int | None = None) -> AsyncIterator[tuple[trio.SocketStream, Peer]]:
+        """Connect, join the room; every other visitor says something there. The socket is closed, forcefully."""
         stream = await connect(self.port, receive_buffer=receive_buffer)
-        peer = await shake_hands(stream, handshake(f"/chat/{self.room}"))
-        if self.rng.random() < 0.5:
-            await peer.send(f"hello from {self.number}")
-        return stream, peer
+        try:
+            peer = await shake_hands(stream, handshake(f"/chat/{self.room}"))
+            if self.rng.random() < 0.5:
+                await peer.send(f"hello from {self.number}")
+            yield stream, peer
+        finally:
+            await trio.aclose_forcefully(stream)
 
 
 @dataclass
@@ -105,30 +109,28 @@ class Ending:
 
 async def by_close_frame(visit: Visit) -> None:
     """A Close frame; the server answers it. Some end their sending side right behind it."""
-    stream, peer = await visit.arrive()
-    await peer.send_frame(CLOSE, close_payload(1000))
-    if visit.rng.random() < 0.5:
-        await stream.send_eof()
-    await _expect_close(peer, 1000)
-    await trio.aclose_forcefully(stream)
+    async with visit.arrive() as (stream, peer):
+        await peer.send_frame(CLOSE, close_payload(1000))
+        if visit.rng.random() < 0.5:
+            await stream.send_eof()
+        await _expect_close(peer, 1000)
 
 
 async def by_eof(visit: Visit) -> None:
     """The end of the stream; the patient wait for the server's, every fourth doesn't."""
-    stream, peer = await visit.arrive()
-    await stream.send_eof()
-    if visit.number % 4:
-        _, closed = await peer.receive_until_closed()
-        assert closed.code == 1006
-    await trio.aclose_forcefully(stream)
+    async with visit.arrive() as (stream, peer):
+        await stream.send_eof()
+        if visit.number % 4:
+            _, closed = await peer.receive_until_closed()
+            assert closed.code == 1006
 
 
 async def by_reset(visit: Visit) -> None:
     """RST, at once or a little later."""
-    stream, _ = await visit.arrive()
-    if visit.rng.random() < 0.5:
-        await trio.sleep(visit.rng.uniform(0, 0.02))
-    await reset(stream)
+    async with visit.arrive() as (stream, _):
+        if visit.rng.random() < 0.5:
+            await trio.sleep(visit.rng.uniform(0, 0.02))
+        await reset(stream)
 
 
 async def by_reset_in_handshake(visit: Visit) -> None:
@@ -147,36 +149,34 @@ async def by_reset_in_handshake(visit: Visit) -> None:
 
 async def by_silence(visit: Visit) -> None:
     """No answer to a ping; half of them don't answer the Close either."""
-    stream, peer = await visit.arrive()
-    pinged = False
-    while True:
-        first, payload = await peer.receive_frame()
-        pinged = pinged or first == FIN | PING
-        if first == FIN | CLOSE:
-            break
-    assert pinged
-    assert payload == close_payload(1011, "no pong")
-    if visit.rng.random() < 0.5:
-        await peer.send_frame(CLOSE, payload)
-    with pytest.raises(Closed):
-        await peer.receive_frame()
-    await trio.aclose_forcefully(stream)
+    async with visit.arrive() as (stream, peer):
+        pinged = False
+        while True:
+            first, payload = await peer.receive_frame()
+            pinged = pinged or first == FIN | PING
+            if first == FIN | CLOSE:
+                break
+        assert pinged
+        assert payload == close_payload(1011, "no pong")
+        if visit.rng.random() < 0.5:
+            await peer.send_frame(CLOSE, payload)
+        with pytest.raises(Closed):
+            await peer.receive_frame()
 
 
 async def by_oversize(visit: Visit) -> None:
     """More than message_bytes_max: whole, only announced, or in fragments."""
-    stream, peer = await visit.arrive()
-    message = bytes(2000)
-    match visit.rng.randrange(3):
-        case 0:
-            await peer.send_frame(BINARY, message)
-        case 1:
-            await peer.send_raw(struct.pack("!BBQ", FIN | BINARY, MASKED | 127, 1 << 40) + bytes(4))
-        case 2:
-            await peer.send_frame(BINARY, message[:1000], fin=False)
-            await peer.send_frame(CONTINUATION, message[1000:])
-    await _expect_close(peer, 1009)
-    await trio.aclose_forcefully(stream)
+    async with visit.arrive() as (stream, peer):
+        message = bytes(2000)
+        match visit.rng.randrange(3):
+            case 0:
+                await peer.send_frame(BINARY, message)
+            case 1:
+                await peer.send_raw(struct.pack("!BBQ", FIN | BINARY, MASKED | 127, 1 << 40) + bytes(4))
+            case 2:
+                await peer.send_frame(BINARY, message[:1000], fin=False)
+                await peer.send_frame(CONTINUATION, message[1000:])
+        await _expect_close(peer, 1009)
 
 
 VIOLATIONS = (
@@ -195,11 +195,10 @@ VIOLATIONS = (
 
 async def by_violation(visit: Visit) -> None:
     """A breach of RFC 6455: the server says which."""
-    stream, peer = await visit.arrive()
-    code, data = VIOLATIONS[visit.number // 2 % len(VIOLATIONS)]
-    await peer.send_raw(data)
-    await _expect_close(peer, code)
-    await trio.aclose_forcefully(stream)
+    async with visit.arrive() as (stream, peer):
+        code, data = VIOLATIONS[visit.number // 2 % len(VIOLATIONS)]
+        await peer.send_raw(data)
+        await _expect_close(peer, code)
 
 
 async def by_not_reading(visit: Visit) -> None:
@@ -207,18 +206,17 @@ async def by_not_reading(visit: Visit) -> None:
 
     Some of those who talk to themselves then read after all: if it isn't too late, they are told.
     """
-    stream, peer = await visit.arrive(receive_buffer=2048)
-    with trio.fail_after(SECONDS_MAX):
-        if visit.room in SHARED_ROOMS:
-            await _talk(stream, client_frame(PONG, b""), pause=0.05)
-        elif visit.number % 20 == 1:
-            with trio.move_on_after(1.5):
+    async with visit.arrive(receive_buffer=2048) as (stream, peer):
+        with trio.fail_after(SECONDS_MAX):
+            if visit.room in SHARED_ROOMS:
+                await _talk(stream, client_frame(PONG, b""), pause=0.05)
+            elif visit.number % 20 == 1:
+                with trio.move_on_after(1.5):
+                    await _talk(stream, quick_frame(bytes(60_000)))
+                _, closed = await peer.receive_until_closed()
+                assert closed.code in (1006, 1013)
+            else:
                 await _talk(stream, quick_frame(bytes(60_000)))
-            _, closed = await peer.receive_until_closed()
-            assert closed.code in (1006, 1013)
-        else:
-            await _talk(stream, quick_frame(bytes(60_000)))
-    await trio.aclose_forcefully(stream)
 
 
 async def _talk(stream: trio.SocketStream, frame: bytes, pause: float = 0) -> None:
@@ -308,6 +306,7 @@ class Bystanders:
                 for turn in range(2):
                     await nursery.start(self._listen, pair, turn, room)
             task_status.started()
+            await trio.sleep_forever()
 
     def talk(self) -> None:
         """Begin."""
@@ -356,14 +355,13 @@ async def test_nothing_is_left_of_a_thousand_connections_that_a_dialect_fails(mo
         return receive(self, data, binary)
 
     async def visit(visit: Visit) -> None:
-        stream, peer = await visit.arrive()
-        if visit.rng.random() < 0.5:
-            await peer.send("boom")
-        else:  # by trio-websocket: received in another task
-            await peer.send_frame(TEXT, b"bo", fin=False)
-            await peer.send_frame(CONTINUATION, b"om")
-        await _expect_close(peer, 1011)
-        await trio.aclose_forcefully(stream)
+        async with visit.arrive() as (stream, peer):
+            if visit.rng.random() < 0.5:
+                await peer.send("boom")
+            else:  # by trio-websocket: received in another task
+                await peer.send_frame(TEXT, b"bo", fin=False)
+                await peer.send_frame(CONTINUATION, b"om")
+            await _expect_close(peer, 1011)
 
     monkeypatch.setattr(PlainConversation, "receive", fail_sometimes)
     settings = {name: value for name, value in SETTINGS.items() if name != "log_level"}

@@ -191,5 +191,5 @@ def _request(event: h11.Request) -> Request:
     if absolute:
         path = absolute["rest"]
         target = path if path.startswith("/") else f"/{path}"
-        headers = [(name, absolute["authority"] if name == "host" else value) for name, value in headers]
+        headers = [("host", absolute["authority"]), *(field for field in headers if field[0] != "host")]
     return Request(event.method.decode(), target, event.http_version.decode(), headers)

@@ -1,0 +1,1 @@
+"""The simulated world: the real node on a virtual clock, with in-memory connections and a seeded scheduler."""
