@@ -4,8 +4,8 @@ Rules:
 1. Commands wait in one memory channel, bounded in commands and in bytes. When it is full the connection's
    reader waits, so TCP slows that publisher down: backpressure.
 2. A leave can't fail, wait or be lost: it goes onto a plain list, once a subscriber, and wakes the hub.
-3. Commands of one connection stay in their order: its reader puts one after the other, and waiters go on
-   in the order in which they came.
+3. Commands of one connection stay in their order: its reader puts one after the other. Nobody overtakes for
+   ever: who comes while others wait for bytes waits, too, and each command taken lets one go on.
 """
 
 import contextlib
@@ -44,6 +44,8 @@ class Inbox:
     async def put(self, command: Command) -> None:
         """Hand a command over; waits while the inbox is full. Not a checkpoint when there is room."""
         size = command.size_bytes
+        if self._space:
+            await self._space.park()  # behind those who wait already, or a large command would wait for ever
         while self._bytes and self._bytes + size > self._bytes_max:
             await self._space.park()
         self._bytes += size
