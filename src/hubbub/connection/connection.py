@@ -85,10 +85,10 @@ async def serve_connection(transport: Transport, upgrade: Upgrade, services: Ser
     """Serve one WebSocket connection to its end; or return why it was refused, when nothing has been sent yet.
 
     *Resource handling*: what is opened here is closed here. The transport stays the caller's to close.
-    *Error handling*: what peers do is an `End`, never an exception; an exception is a bug of ours, and is raised
-    once the hub has been left.
+    *Error handling*: raises nothing but cancellation. What peers do is an `End`, never an exception; an exception is
+    a bug of ours: it is logged with its traceback, and ends this connection only.
     """
-    connection = None
+    connection = refused = None
     try:
         async with trio.open_nursery() as nursery:
             connection = Connection(transport, upgrade, services, nursery)
@@ -96,19 +96,19 @@ async def serve_connection(transport: Transport, upgrade: Upgrade, services: Ser
             try:
                 refused = await connection.run()
             finally:
+                services.connections.discard(connection)
                 connection.leave()
                 connection.outbox.close()
-                services.connections.discard(connection)
                 nursery.cancel_scope.cancel()
     except* Exception:
+        log.exception("connection ended by an internal error", peer=upgrade.peer)
         if connection is not None:
             connection.end(End.INTERNAL_ERROR)
-        raise
     finally:
         if connection is not None:
             connection.end(End.CANCELLED)  # if nothing else was said
             connection.report()
-    if connection.said_goodbye:
+    if connection is not None and connection.said_goodbye:
         await linger(transport, services.settings)
     return refused
 
@@ -116,8 +116,28 @@ async def serve_connection(transport: Transport, upgrade: Upgrade, services: Ser
 class Connection:
     """One peer; implements `hubbub.model.subscriber.Subscriber` for the hub."""
 
+    __slots__ = (
+        "_nursery",
+        "_opened_at",
+        "_scope",
+        "_services",
+        "_transport",
+        "_upgrade",
+        "encoder",
+        "ended",
+        "evict",
+        "gone",
+        "offer",
+        "outbox",
+        "pulse",
+        "said_goodbye",
+        "session",
+        "wire",
+    )
+
     def __init__(self, transport: Transport, upgrade: Upgrade, services: Services, nursery: trio.Nursery) -> None:
         settings = services.settings
+        self._transport = transport
         self._upgrade = upgrade
         self._services = services
         self._nursery = nursery
@@ -135,6 +155,11 @@ class Connection:
             transport, self.outbox, upgrade.head, upgrade.leftover, settings, self.session.receive, self.end
         )
         self.pulse: Pulse = first_pulse(self._opened_at, settings, services.rng)
+
+    @property
+    def bytes_taken(self) -> int:
+        """How much the peer's machine has acknowledged. (Over TLS about that: the kernel counts what is encrypted.)"""
+        return self.outbox.bytes_sent - self._transport.unsent_bytes()
 
     def end(self, end: End) -> None:
         """Say why the connection is to end, and wake its body. The first reason counts. Never waits or raises."""
@@ -234,13 +259,11 @@ class Connection:
     async def _say_goodbye(self, websocket: trio_websocket.WebSocketConnection) -> None:
         """Send what is queued and a Close, and wait for the peer's; the caller sets the deadline."""
         assert self.ended is not None
-        if self.ended is End.SLOW_CONSUMER:
-            self.outbox.drop_backlog()
         with contextlib.suppress(trio.BrokenResourceError):
             if self.ended in (End.PEER_CLOSED, End.PROTOCOL_ERROR):
                 await _answered(websocket)
                 verdict = websocket.closed
-                if self.outbox.state is State.OPEN and verdict is not None:
+                if self.outbox.state is not State.SEALED and verdict is not None:
                     # trio-websocket has closed without a word; RFC 6455 section 7.1.7 wants one.
                     self.ended = End.PROTOCOL_ERROR
                     self.outbox.seal(encode_close(verdict.code, verdict.reason or verdict.name))

@@ -3,7 +3,8 @@
 Rules:
 1. Each connection is pinged every `ping_seconds`; the first time at a random moment in the second half of
    that, so that connections that came together aren't pinged together.
-2. Any byte from the peer is life, and so is any byte that it takes.
+2. Any byte from the peer is life, and so is any byte that its machine acknowledges: over a slow line the pong to
+   a ping behind a full socket buffer takes its time. What only fills our own kernel's buffer is no life.
 3. The pong's deadline starts when the ping has *left* the outbox, and stands still while the connection's reader
    waits for us: a peer isn't blamed for our backlog.
 4. The clock is looked at some times an interval: a silent peer is cut off a look late, never early.
@@ -36,16 +37,16 @@ class Pulse:
         due: when to ping next.
         leaves_at: how many bytes the outbox will have sent when the ping has left; None if no ping is out.
         alive: the last look at which there was life, or none could be expected.
-        bytes_sent: the outbox's count at the last look.
+        bytes_taken: what the peer's machine had acknowledged at the last look.
     """
 
-    __slots__ = ("alive", "bytes_sent", "due", "leaves_at")
+    __slots__ = ("alive", "bytes_taken", "due", "leaves_at")
 
     def __init__(self, due: float) -> None:
         self.due = due
         self.leaves_at: int | None = None
         self.alive = 0.0
-        self.bytes_sent = 0
+        self.bytes_taken = 0
 
 
 def first_pulse(now: float, settings: Settings, rng: random.Random) -> Pulse:
@@ -67,18 +68,18 @@ async def run_heartbeat(connections: Set["Connection"], settings: Settings) -> N
 
 def _look(connection: "Connection", now: float, settings: Settings) -> None:
     pulse, outbox, wire = connection.pulse, connection.outbox, connection.wire
-    if wire.heard or outbox.bytes_sent > pulse.bytes_sent or connection.session.handing_over:
-        pulse.alive = now
-        if wire.heard:
-            wire.heard = False
-            pulse.leaves_at = None
-    pulse.bytes_sent = outbox.bytes_sent
+    if wire.heard:
+        wire.heard = False
+        pulse.leaves_at = None  # as good as the pong
     if pulse.leaves_at is None:
         if now >= pulse.due:
             outbox.offer(PING_FRAME)
             pulse.leaves_at = outbox.bytes_sent + outbox.bytes_queued
+            pulse.bytes_taken = connection.bytes_taken
             pulse.due, pulse.alive = now + settings.ping_seconds, now
-    elif outbox.bytes_sent < pulse.leaves_at:
-        pulse.alive = now  # it hasn't left: `write_stall_seconds_max` is the outbox's to keep
+    elif outbox.bytes_sent < pulse.leaves_at or connection.session.handing_over:
+        pulse.alive = now  # a ping that hasn't left: `write_stall_seconds_max` is the outbox's to keep
+    elif (taken := connection.bytes_taken) > pulse.bytes_taken:
+        pulse.bytes_taken, pulse.alive = taken, now
     elif now - pulse.alive >= settings.pong_seconds_max:
         connection.end(End.NO_PONG)

@@ -5,13 +5,14 @@ Rules:
 2. `offer` never waits and never raises. Nothing queued and the transport takes it all: it is sent at once, without
    a task switch. Otherwise it waits in a memory channel, and a writer task, started for the backlog, sends what
    waits joined into few sends, and ends when nothing is left.
-3. What *already* waits is bounded in bytes and frames. An offer beyond that is refused, and the peer, a slow
-   consumer, is to be evicted; so is one that takes no byte for `write_stall_seconds_max`.
+3. What *already* waits is bounded in bytes and frames. An offer beyond that is refused: the peer is a slow consumer.
+   From then on it gets nothing but the rest of the frame that has begun, and the Close: with what it has missed
+   there would be a gap (P2). A peer that takes no byte for `write_stall_seconds_max` is given up.
 4. A frame that has begun is finished before anything else is sent, or nothing is ever sent again.
 5. After a Close nothing more is taken: SEALED.
 
-    HELD ──open──▶ OPEN ──seal──▶ SEALED       a failed send, or a stall:  ──▶ BROKEN
-                                               the connection is over:     ──▶ CLOSED
+    HELD ──open──▶ OPEN ─────────seal────────▶ SEALED       a failed send, or a stall:  ──▶ BROKEN
+                    └──over a limit──▶ EVICTED ──seal──▲       the connection is over:     ──▶ CLOSED
 
 HELD is the time before the 101: the room is joined first, so that no publication is missed, but nothing may
 overtake the 101.
@@ -39,6 +40,7 @@ class State(enum.Enum):
 
     HELD = enum.auto()
     OPEN = enum.auto()
+    EVICTED = enum.auto()
     SEALED = enum.auto()
     BROKEN = enum.auto()
     CLOSED = enum.auto()
@@ -46,6 +48,8 @@ class State(enum.Enum):
 
 class Backlog:
     """What waits: the pieces in the memory channel, and the rest of the piece in the writer's hand."""
+
+    __slots__ = ("_put", "_take", "bytes", "dropping", "frames")
 
     def __init__(self, frames_max: int) -> None:
         # Each piece has at least one frame, so this suffices for what `is_over` lets in, and one Close.
@@ -101,9 +105,21 @@ class Outbox:
         transport: its send side is the outbox's alone.
         nursery: the connection's; the writer runs there.
         settings: outbox_bytes_max, outbox_frames_max, write_stall_seconds_max.
-        on_end: called, possibly more than once, when the peer is a slow consumer, stalls, or is found gone.
-            It must not wait or raise.
+        on_end: called, once, when the peer is a slow consumer, stalls, or is found gone. It must not wait or raise.
     """
+
+    __slots__ = (
+        "_backlog",
+        "_direct",
+        "_flushed",
+        "_nursery",
+        "_on_end",
+        "_send_nowait",
+        "_settings",
+        "_state",
+        "_transport",
+        "bytes_sent",
+    )
 
     def __init__(
         self, transport: Transport, nursery: trio.Nursery, settings: Settings, on_end: Callable[[End], None]
@@ -147,6 +163,8 @@ class Outbox:
             if self._backlog is None:
                 self._backlog = Backlog(self._settings.outbox_frames_max)
             if self._backlog.is_over(self._settings):
+                self._state = State.EVICTED
+                self._backlog.drop()
                 self._on_end(End.SLOW_CONSUMER)
             else:
                 self._backlog.put(data, frames)
@@ -162,19 +180,14 @@ class Outbox:
                 self._start_writer(head, 0, 0)
 
     def seal(self, close_frame: bytes) -> None:
-        """Send the Close after everything queued, and take nothing more; does nothing unless OPEN."""
-        if self._state is State.OPEN:
+        """Send the Close after everything queued, and take nothing more; does nothing unless OPEN or EVICTED."""
+        if self._state is State.OPEN or self._state is State.EVICTED:
             self._state = State.SEALED
-            if self._direct:
+            if self._backlog is None:
                 self._direct = False
                 self._send(close_frame, 1)
-            elif self._backlog is not None:
+            else:
                 self._backlog.put(close_frame, 1)
-
-    def drop_backlog(self) -> None:
-        """Forget what waits, but for the rest of a frame that has begun. For a peer that is evicted."""
-        if self._backlog is not None:
-            self._backlog.drop()
 
     async def flushed(self) -> None:
         """Wait until nothing is queued. Not a checkpoint if nothing is.

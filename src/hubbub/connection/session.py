@@ -24,12 +24,13 @@ class Session:
         on_end: called when the connection must end.
     """
 
+    __slots__ = ("_conversation", "_inbox", "_on_end", "handing_over")
+
     def __init__(self, conversation: Conversation, inbox: Inbox, on_end: Callable[[End], None]) -> None:
         self._conversation = conversation
         self._inbox = inbox
         self._on_end = on_end
-        self.handing_over = False
-        """Whether it is waiting for the hub's inbox: then silence is our doing, not the peer's."""
+        self.handing_over = False  # waiting for the hub's inbox: then silence is our doing, not the peer's
 
     async def receive(self, data: bytes, binary: bool) -> None:
         """Take one message; waits while the hub's inbox is full (backpressure). Raises nothing of its own."""

@@ -67,6 +67,8 @@ class Transport(Protocol):
 class TcpTransport:
     """A connected, non-blocking stream socket, which it owns from here on."""
 
+    __slots__ = ("_socket", "_socket_send")
+
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._socket_send = connected.send  # bound once: it is called for each delivery

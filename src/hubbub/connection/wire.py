@@ -66,6 +66,26 @@ class Wire(trio.abc.Stream):
     *Resource handling*: closing the wire only makes it refuse; the transport is `serve_connection`'s to close.
     """
 
+    __slots__ = (
+        "_closed",
+        "_ending",
+        "_fragments",
+        "_head",
+        "_leftover",
+        "_message_bytes",
+        "_on_end",
+        "_on_message",
+        "_opening",
+        "_outbox",
+        "_rest",
+        "_settings",
+        "_short_way",
+        "_skip_bytes",
+        "_transport",
+        "_under_way",
+        "heard",
+    )
+
     def __init__(
         self,
         transport: Transport,
