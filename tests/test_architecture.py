@@ -12,6 +12,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"errors"},
     {"config"},
+    {"config_sources"},
     {"model"},
     {"core"},
     {"dialects", "engines", "auth"},

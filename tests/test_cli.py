@@ -14,7 +14,8 @@ import pytest
 
 from hubbub import __version__
 from hubbub.cli import main
-from hubbub.config import Settings, default_toml
+from hubbub.config import Settings
+from hubbub.config_sources import default_toml
 from hubbub.model.errors import StartError
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("HUBBUB_")}

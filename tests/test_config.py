@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubbub.config import OPTIONS, ConfigError, Settings, default_toml, load, variable
+from hubbub.config import Settings
+from hubbub.config_sources import OPTIONS, ConfigError, default_toml, load, variable
 
 ALLOWED_FORMATS = 'one of "auto", "json", "text"'
 LONG = "x" * 100

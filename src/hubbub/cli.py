@@ -18,7 +18,8 @@ from pathlib import Path
 import trio
 
 from hubbub import __version__
-from hubbub.config import OPTIONS, ConfigError, Settings, default_toml, flag, load
+from hubbub.config import Settings
+from hubbub.config_sources import OPTIONS, ConfigError, default_toml, flag, load
 from hubbub.log import configure_logging
 
 # The settings that are worth a flag; all others are for the file and the environment.

@@ -1,0 +1,185 @@
+"""Where settings come from: defaults < TOML file < `HUBBUB_<NAME>` environment < command-line flags.
+
+Rules:
+
+- Later sources win, but every value of every source is looked at, also one that a later source replaces, and all
+  mistakes are reported at once, one line each.
+- A key that nobody knows is a mistake: a misspelt limit is no limit.
+"""
+
+import difflib
+import json
+import re
+import textwrap
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import inspect
+
+from hubbub.config import Settings
+
+
+class ConfigError(Exception):
+    """The sources hold mistakes."""
+
+    def __init__(self, problems: list[str]) -> None:
+        """`problems`: one line a mistake, of the form `source: key: got …, allowed: …`."""
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Option(NamedTuple):
+    """What a field of `Settings` tells about itself."""
+
+    default: object
+    description: str
+    allowed: str  # completes "allowed: …"
+    group: str | None  # the title of the group that begins with this field
+
+
+def _option(field: inspect.Field) -> Option:
+    assert isinstance(field.type, inspect.Metadata), f"{field.name} needs a description"
+    extra = field.type.extra or {}
+    match field.type.type:
+        case inspect.IntType(ge=low, le=high):
+            allowed = f"an integer from {low} to {high}"
+        case inspect.FloatType(ge=low, le=high):
+            allowed = f"a number from {low:g} to {high:g}"
+        case inspect.LiteralType(values=values):
+            allowed = "one of " + ", ".join(f'"{value}"' for value in values)
+        case _:
+            allowed = extra["allowed"]
+    description = (field.type.extra_json_schema or {})["description"]
+    return Option(getattr(Settings(), field.name), description, allowed, extra.get("group"))
+
+
+def _options() -> dict[str, Option]:
+    declared = inspect.type_info(Settings)
+    assert isinstance(declared, inspect.StructType)
+    return {field.name: _option(field) for field in declared.fields}
+
+
+OPTIONS = _options()
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"HUBBUB_{name.upper()}"
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+class _Source(NamedTuple):
+    prefix: str  # what a problem's line begins with, before the key
+    spell: Callable[[str], str]  # how this source spells the name of a setting
+    given: Mapping[str, object]  # by the source's own spelling
+    strict: bool  # False where everything is text: "8000" is then a number, "a,b" a list
+
+
+def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> Settings:
+    """The settings that the sources give together.
+
+    `path` is a TOML file, `environ` the process's environment (other programs' variables are ignored), and
+    `flags` holds, by the name of the setting, only the flags that the user gave, as text.
+
+    Raises `ConfigError`.
+    """
+    problems: list[str] = []
+    chosen: dict[str, tuple[str, Any]] = {}  # name -> who says so, value
+    for source in (
+        _Source(f"{path}: ", str, _read_toml(path, problems) if path else {}, strict=True),
+        _Source("", variable, {k: v for k, v in environ.items() if k.startswith("HUBBUB_")}, strict=False),
+        _Source("", flag, {flag(name): value for name, value in flags.items()}, strict=False),
+    ):
+        _take(source, chosen, problems)
+    _check_pair("tls_cert", "tls_key", chosen, problems)
+    _check_pair("tls_key", "tls_cert", chosen, problems)
+    if problems:
+        raise ConfigError(problems)
+    return Settings(**{name: value for name, (_, value) in chosen.items()})
+
+
+def _read_toml(path: Path, problems: list[str]) -> dict[str, Any]:
+    content = b""
+    try:
+        content = path.read_bytes()
+        return tomllib.loads(content.decode())
+    except OSError as error:
+        problems.append(f"{path}: cannot be read: {error.strerror}")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        problems.append(f"{path}: not UTF-8 (at line {line})")
+    except (ValueError, RecursionError) as error:  # besides TOML errors: too many digits, too deep a nesting
+        problems.append(f"{path}: not TOML: {error}")
+    return {}
+
+
+def _take(source: _Source, chosen: dict[str, tuple[str, Any]], problems: list[str]) -> None:
+    names = {source.spell(name): name for name in OPTIONS}
+    for spelled, value in source.given.items():
+        where = source.prefix + (spelled if re.fullmatch(r"[\w-]+", spelled, re.ASCII) else _show(spelled))
+        if spelled not in names:
+            problems.append(f"{where}: unknown{_suggest(spelled, source.spell)}")
+            continue
+        name = names[spelled]
+        # A mistaken value counts as given, or the other half of a pair would be called missing.
+        chosen[name] = (where, value)
+        try:
+            chosen[name] = (where, _convert(name, value, source.strict))
+        except (msgspec.ValidationError, UnicodeError):  # the latter: the environment may hold any bytes
+            problems.append(f"{where}: got {_show(value)}, allowed: {OPTIONS[name].allowed}")
+
+
+def _check_pair(name: str, other: str, chosen: dict[str, tuple[str, Any]], problems: list[str]) -> None:
+    where, value = chosen.get(name, ("", ""))
+    if value and not chosen.get(other, ("", ""))[1]:
+        problems.append(f"{where}: got {_show(value)} without {other}, allowed: both or neither")
+
+
+def _convert(name: str, value: object, strict: bool) -> object:
+    """`value` as the type of the field `name`; raises msgspec.ValidationError or UnicodeError."""
+    if not strict and isinstance(value, str) and isinstance(OPTIONS[name].default, list):
+        value = [item.strip() for item in value.split(",")] if value.strip() else []
+    return getattr(msgspec.convert({name: value}, Settings, strict=strict), name)
+
+
+def _suggest(spelled: str, spell: Callable[[str], str]) -> str:
+    """The closest known key, if one is close, in the spelling of the source."""
+    # Compared without what all spellings of a source share, which would make all of them look close.
+    plain = spelled.removeprefix("HUBBUB_").removeprefix("--").replace("-", "_").lower()
+    closest = difflib.get_close_matches(plain, OPTIONS, n=1)
+    return f", did you mean {spell(closest[0])}?" if closest else ""
+
+
+def _show(value: object) -> str:
+    """`value` on one short line of ASCII, whatever it holds."""
+    try:
+        shown = json.dumps(value, default=str)
+    except ValueError:  # an integer beyond Python's limit of digits
+        return "a number too long to show"
+    return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+_HEADING = """\
+# The settings of hubbub, each with its default. Delete what you do not change.
+# The environment overrules this file (HUBBUB_PORT for port; lists with commas: HUBBUB_ALLOWED_HOSTS=a,b),
+# and the flags of the command line overrule both (--port).
+"""
+
+
+def default_toml() -> str:
+    """A TOML file that sets every key to its default, with comments; `load` makes `Settings()` of it."""
+    lines = [_HEADING]
+    for name, option in OPTIONS.items():
+        if option.group:
+            lines.append(f"\n# === {option.group} ===\n")
+        lines += textwrap.wrap(option.description, 100, initial_indent="# ", subsequent_indent="# ")
+        lines.append(f"# Allowed: {option.allowed}.")
+        lines.append(f"{name} = {json.dumps(option.default)}\n")
+    return "\n".join(lines)
