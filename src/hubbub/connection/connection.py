@@ -8,7 +8,8 @@
 Rules:
 1. The room is joined before the 101 is sent: from the 101 on, nothing is missed (P2).
 2. Whoever finds a reason to end says so (`end`): it is remembered (the first counts) and the body is woken. Only
-   the body closes. Ending is not cancellation: frames that have begun are finished, a Close is sent.
+   the body closes. Ending is not cancellation: frames that have begun are finished, a Close is sent. What the peer
+   sent before its own end is published.
 3. Leaving the hub is synchronous, happens on every path, and happens before goodbye is said.
 4. Every wait has a deadline: the 101, the goodbye (`close_seconds_max`), each piece of a send.
 5. When the body is done, the nursery is cancelled: nobody waits for the reader.
@@ -37,6 +38,9 @@ from hubbub.model.command import Refused, Subscribe, Subscribed
 from hubbub.model.end import End
 
 log = structlog.get_logger()
+
+BY_THE_PEER = frozenset({End.PEER_CLOSED, End.PEER_LEFT, End.PEER_RESET})
+"""Ends after which trio-websocket's reader ends by itself, and its messages with it."""
 
 NOBODY_TO_TELL = frozenset({End.PEER_LEFT, End.PEER_RESET, End.WRITE_STALL})
 """Ends after which nothing can be sent any more."""
@@ -163,9 +167,15 @@ class Connection:
 
     def end(self, end: End) -> None:
         """Say why the connection is to end, and wake its body. The first reason counts. Never waits or raises."""
-        if self.ended is None:
-            self.ended = end
-            self.wire.end()
+        if self.ended is not None:
+            return
+        self.ended = end
+        self.wire.end()
+        if end in BY_THE_PEER:
+            # What it sent before is still published: the body goes on until trio-websocket has no more of it.
+            self.leave()
+            self._scope.deadline = trio.current_time() + self._services.settings.close_seconds_max
+        else:
             self._scope.cancel()
 
     def leave(self) -> None:
