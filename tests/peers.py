@@ -215,7 +215,11 @@ async def connect(port: int, *, receive_buffer: int | None = None) -> trio.Socke
     connection = trio.socket.socket()
     if receive_buffer is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    await connection.connect(("127.0.0.1", port))
+    try:
+        await connection.connect(("127.0.0.1", port))
+    except BaseException:
+        connection.close()
+        raise
     return trio.SocketStream(connection)
 
 

@@ -96,7 +96,11 @@ SAME_HOST = [
     ("https://localhost:443", "localhost", True, True),
     ("https://localhost", "localhost:443", True, True),
     ("http://localhost", "localhost", True, False),
-    ("https://localhost", "localhost", False, False),
+    ("https://localhost", "localhost", False, True),  # a proxy in front ends TLS
+    ("https://localhost:443", "localhost", False, True),
+    ("https://localhost:8443", "localhost:8443", False, True),
+    ("https://localhost", "localhost:80", False, False),
+    ("http://localhost", "localhost:443", False, False),
     ("https://localhost:8000", "localhost:8000", True, True),
     ("http://[::1]:8000", "[::1]:8000", False, True),
     ("http://[0:0::1]", "[::1]", False, True),

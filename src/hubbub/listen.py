@@ -5,6 +5,7 @@ that is a third of the cost of `trio.serve_listeners` under a storm of returning
 slot when the node is full, and for a while when the process is out of file descriptors.
 """
 
+import contextlib
 import errno
 import socket
 import ssl
@@ -123,5 +124,6 @@ async def run_accept_loop(
                     await trio.sleep(OUT_OF_RESOURCES_SECONDS)
                 break  # nobody waits any more, or the one who did has gone
             connected.setblocking(False)
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(OSError):  # where a peer that has reset already can be seen here
+                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             start(connected, str(address[0]))

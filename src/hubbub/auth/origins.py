@@ -47,7 +47,8 @@ def is_origin_allowed(origin: str | None, host: tuple[str, int | None], tls: boo
 
     Args:
         host: of the same request, as `split_host` gave it.
-        tls: whether the request came over TLS: it decides the port that Host doesn't name.
+        tls: whether we speak TLS ourselves: then the page must, too. Without, a proxy in front may; so a port that
+            isn't named is the one that the page's own scheme implies.
         allowed: the setting allowed_origins; if empty, the same host and port.
     """
     if origin is None:
@@ -56,10 +57,11 @@ def is_origin_allowed(origin: str | None, host: tuple[str, int | None], tls: boo
         return any(pattern == ANY or _matches(origin.lower(), pattern) for pattern in allowed)
     match = _ORIGIN.fullmatch(origin)
     parts = split_host(match["host"]) if match else None
-    if match is None or parts is None:
+    scheme = match["scheme"].lower() if match else ""
+    default_port = _DEFAULT_PORTS.get(scheme)
+    if parts is None or default_port is None or (tls and scheme != "https"):
         return False
-    ours = (host[0], host[1] or _DEFAULT_PORTS["https" if tls else "http"])
-    return ours == (parts[0], parts[1] or _DEFAULT_PORTS.get(match["scheme"].lower()))
+    return (host[0], host[1] or default_port) == (parts[0], parts[1] or default_port)
 
 
 def _matches(value: str, pattern: str) -> bool:
