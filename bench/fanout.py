@@ -180,9 +180,17 @@ def _cpu_times(target: Target) -> tuple[CpuTime, CpuTime]:
 def environment(connections: int) -> dict[str, str]:
     """The daemon's settings, where the scenario needs others than the defaults.
 
-    A ping would look like a wrong count of bytes, so none must be due.
+    A ping would look like a wrong count of bytes, so none must be due. The publishers are faster than any client
+    may be by default: the rates are on, and never reached.
     """
-    return {"HUBBUB_CONNECTIONS_MAX": str(max(10_000, connections + 100)), "HUBBUB_PING_SECONDS": "86400"}
+    return {
+        "HUBBUB_CONNECTIONS_MAX": str(max(10_000, connections + 100)),
+        "HUBBUB_PING_SECONDS": "86400",
+        "HUBBUB_PUBLICATIONS_PER_SECOND_MAX": "10000000",
+        "HUBBUB_PUBLICATIONS_BURST_MAX": "10000000",
+        "HUBBUB_PUBLICATION_BYTES_PER_SECOND_MAX": str(2**30),
+        "HUBBUB_PUBLICATION_BYTES_BURST_MAX": str(2**30),
+    }
 
 
 def medians(results: Sequence[Result]) -> Result:

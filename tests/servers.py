@@ -19,7 +19,16 @@ from hubbub.connection.transport import TcpTransport, TlsTransport
 from hubbub.listen import open_listeners, run_accept_loop
 from hubbub.node import Node, open_node, serve_in_slot
 
-QUICK = {"close_seconds_max": 2.0, "drain_seconds_max": 2.0, "linger_seconds_max": 0.5}
+UNHURRIED = {
+    "publications_per_second_max": 10_000_000,
+    "publications_burst_max": 10_000_000,
+    "publication_bytes_per_second_max": 2**30,
+    "publication_bytes_burst_max": 2**30,
+    "control_frames_per_second_max": 10_000_000,
+}
+"""Settings for tests of other things than rates: nobody is ever too fast."""
+
+QUICK = {"close_seconds_max": 2.0, "drain_seconds_max": 2.0, "linger_seconds_max": 0.5, **UNHURRIED}
 """Settings for tests: the deadlines of an end are reached in seconds, not in minutes."""
 
 
@@ -98,7 +107,7 @@ class Daemon(msgspec.Struct):
 @contextlib.contextmanager
 def open_daemon(*flags: str, **settings: object) -> Iterator[Daemon]:
     """Start the daemon on a free port; end it with SIGTERM and see it end well, without a traceback."""
-    environ = {f"HUBBUB_{name.upper()}": str(value) for name, value in settings.items()}
+    environ = {f"HUBBUB_{name.upper()}": str(value) for name, value in {**UNHURRIED, **settings}.items()}
     process = subprocess.Popen(
         [sys.executable, "-m", "hubbub", "serve", "--port", "0", *flags],
         stdout=subprocess.PIPE,

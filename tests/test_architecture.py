@@ -13,7 +13,7 @@ LAYERS = [
     {"errors"},
     {"config"},
     {"config_sources"},
-    {"model"},
+    {"model", "systemd"},
     {"core"},
     {"dialects", "engines", "auth"},
     {"hub"},
@@ -31,13 +31,14 @@ PURE = ("model", "core", "dialects")
 WAITS = {
     # The hub waits for its inbox, and lets others run. Nothing else: no send, no lock, no reply.
     "hub.task.run_hub": {"_apply", "checkpoint", "take"},
-    "hub.task._apply": {"_hand_out"},
+    "hub.task._apply": {"_hand_out", "checkpoint"},
     "hub.task._hand_out": {"checkpoint"},
     # Readers wait for room in the inbox; the hub for something in it.
     "hub.inbox.Inbox.put": {"park", "send"},
     "hub.inbox.Inbox.take": {"receive"},
     # The reader: for the peer, for the 101, and for the session, which waits for the inbox.
-    "connection.session.Session.receive": {"put"},
+    "connection.session.Session.receive": {"_wait", "checkpoint", "put"},
+    "connection.session.Session._wait": {"sleep_forever"},  # as long as it is over its rates
     "connection.wire.Wire.receive_some": {"_divide", "_next_bytes", "checkpoint", "wait"},
     "connection.wire.Wire._next_bytes": {"receive_some"},
     "connection.wire.Wire._divide": {"_on_message"},
@@ -50,10 +51,12 @@ WAITS = {
     "connection.outbox.Outbox.flushed": {"wait"},
     # The body: for the hub's answer before the 101, then for messages, the end, the goodbye; each with a deadline.
     "connection.connection.serve_connection": {"linger", "run"},
-    "connection.connection.Connection.run": {"_join", "_open", "_say_goodbye", "_serve"},
+    "connection.connection.Connection.run": {"_join", "_open", "_say_goodbye", "_serve", "_take_the_rest"},
     "connection.connection.Connection._join": {"put", "wait"},
     "connection.connection.Connection._open": {"accept", "wrap_server_stream"},
-    "connection.connection.Connection._serve": {"get_message", "receive"},
+    "connection.connection.Connection._serve": {"_take", "get_message"},
+    "connection.connection.Connection._take_the_rest": {"_take", "get_message"},
+    "connection.connection.Connection._take": {"receive"},
     "connection.connection.Connection._say_goodbye": {"_answered", "aclose", "flushed"},
     "connection.connection._answered": {"get_message"},
     "connection.linger.linger": {"receive_some", "shutdown_send", "sleep"},

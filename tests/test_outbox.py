@@ -12,7 +12,7 @@ import trio.testing
 from hypothesis import given, settings
 
 from hubbub.config import Settings
-from hubbub.connection.outbox import Outbox, State
+from hubbub.connection.outbox import Outbox, OutboxTotal, State
 from hubbub.core.frames import BINARY, encode_close, encode_frame
 from hubbub.model.end import End
 
@@ -28,7 +28,12 @@ class Rig:
         self.peer: PipeStream
         self.transport, self.peer = make_pipe(random.Random(0), capacity)
         self.ends: list[End] = []
-        self.outbox = Outbox(self.transport, nursery, limits, self.ends.append)
+        self.total = OutboxTotal(limits, self.evict)
+        self.outbox = Outbox(self.transport, nursery, limits, self.total, self.ends.append)
+
+    def evict(self) -> None:
+        """Be over the total."""
+        self.outbox.evict()
 
     async def read(self, count: int) -> bytes:
         """Return the next `count` bytes that the peer gets."""

@@ -19,6 +19,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 Count = Annotated[int, Meta(ge=1, le=10_000_000)]
 Bytes = Annotated[int, Meta(ge=256, le=2**30)]
+Total = Annotated[int, Meta(ge=1024, le=2**40)]
 Seconds = Annotated[float, Meta(ge=0.001, le=86_400.0)]
 # The patterns keep out what would end in a ValueError of the operating system's calls, such as a NUL.
 Host = Annotated[str, Meta(pattern=r"(?a)\A[\w.:%-]+\Z", extra={"allowed": "a host name or an IP address"})]
@@ -30,6 +31,7 @@ Names = Annotated[list[Name], Meta(extra={"allowed": "a list of strings, none of
 _SERVER = {"group": "Server"}
 _FRONT_DOOR = {"group": "Front door: what a client may do before it speaks"}
 _MESSAGES = {"group": "Messages: what a client may send"}
+_RATES = {"group": "Rates: how fast a client may send, and how much that costs"}
 _OUTBOX = {"group": "Outbox: what waits to be written to one client"}
 _HUB = {"group": "Hub: the one place where everything gets its order"}
 _ROOMS = {"group": "Rooms and their history"}
@@ -86,12 +88,43 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Count, Meta(description="WebSocket frames of one message: the largest one, in pieces of 1 KiB.")
     ] = 64
 
+    control_frames_per_second_max: Annotated[
+        Count, Meta(description="Pings and pongs; a browser sends one pong a ping, so this is no limit for it.")
+    ] = 10
+
+    publications_per_second_max: Annotated[
+        Count,
+        Meta(
+            description="Of one client, on average. In a room of rate_occupancy that is 20,000 deliveries a "
+            "second: a fifth of a core. Beyond it, reading from that client pauses.",
+            extra=_RATES,
+        ),
+    ] = 200
+    publications_burst_max: Annotated[
+        Count, Meta(description="Of one client at once, after a quiet time: five seconds' worth.")
+    ] = 1_000
+    publication_bytes_per_second_max: Annotated[
+        Bytes, Meta(description="Of one client, on average: 16 of the largest messages.")
+    ] = 1_048_576
+    publication_bytes_burst_max: Annotated[
+        Bytes, Meta(description="Of one client at once, after a quiet time: four seconds' worth.")
+    ] = 4_194_304
+    rate_occupancy: Annotated[
+        Count, Meta(description="In a room k times as full, a publication counts k times against the rates.")
+    ] = 100
+    rate_seconds_max: Annotated[
+        Seconds, Meta(description="A client that is too fast for that long is disconnected; pauses are hint enough.")
+    ] = 30.0
+
     outbox_bytes_max: Annotated[Bytes, Meta(description="Bytes waiting; Centrifugo's client queue.", extra=_OUTBOX)] = (
         1_048_576
     )
     outbox_frames_max: Annotated[Count, Meta(description="Frames waiting: outbox_bytes_max in frames of 64 bytes.")] = (
         16_384
     )
+    outboxes_bytes_max: Annotated[
+        Total, Meta(description="Bytes waiting for all clients together; the one with most is evicted: 256 full ones.")
+    ] = 268_435_456
     write_stall_seconds_max: Annotated[
         Seconds, Meta(description="A write's wait for the client to read; as patient as head_seconds_max.")
     ] = 10.0
@@ -105,6 +138,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pass_commands_max: Annotated[
         Count, Meta(description="Commands handled before others may run: a quarter of a full inbox.")
     ] = 1_024
+    pass_seconds_max: Annotated[
+        Seconds, Meta(description="Handling commands without letting others run; below what a person notices.")
+    ] = 0.01
+    commands_at_once_max: Annotated[
+        Count, Meta(description="Commands of one client before others may run: a sixteenth of pass_commands_max.")
+    ] = 64
     gather_passes_max: Annotated[
         int,
         Meta(
@@ -118,6 +157,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rooms_max: Annotated[
         Count, Meta(description="Rooms at once: ten for each connection of connections_max.", extra=_ROOMS)
     ] = 100_000
+    subscribers_max: Annotated[
+        int, Meta(ge=0, le=10_000_000, description="Subscribers of one room; 0: as many as there are connections.")
+    ] = 0
     history_size: Annotated[
         int, Meta(ge=0, le=1_000_000, description="Publications kept in a room, a few screens; 0: none.")
     ] = 100
@@ -127,6 +169,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     history_seconds_max: Annotated[
         Seconds, Meta(description="Age of what is kept: a client back after five minutes misses nothing.")
     ] = 300.0
+
+    histories_bytes_max: Annotated[
+        Total,
+        Meta(description="Bytes kept in all rooms together: 256 full ones. The longest quiet goes first."),
+    ] = 268_435_456
 
     ping_seconds: Annotated[
         Seconds,

@@ -29,6 +29,7 @@ import trio
 from hubbub.config import Settings
 from hubbub.connection.connection import Connection, Services
 from hubbub.connection.heartbeat import run_heartbeat
+from hubbub.connection.outbox import OutboxTotal
 from hubbub.connection.transport import TcpTransport, TlsTransport, Transport
 from hubbub.core.rooms import Rooms
 from hubbub.engines.memory import MemoryEngine
@@ -63,8 +64,24 @@ class Node:
         self.inbox = Inbox(settings.inbox_commands_max, settings.inbox_bytes_max)
         self.connections: set[Connection] = set()
         self.metrics = Metrics(self.hub, self.inbox, self.engine, self.connections)
-        services = Services(settings, self.inbox, self.connections, self.metrics.count_end, rng)
+        self.outboxes = OutboxTotal(settings, self.evict_fullest)
+        services = Services(
+            settings,
+            self.inbox,
+            self.rooms.occupancy,
+            self.connections,
+            self.outboxes,
+            self.metrics.count_open,
+            self.metrics.count_end,
+            rng,
+        )
         self.front_door = FrontDoor(services, self.metrics)
+
+    def evict_fullest(self) -> None:
+        """Evict the connection for which most waits. Never waits."""
+        fullest = max(self.connections, key=lambda connection: connection.outbox.bytes_queued, default=None)
+        if fullest is not None:
+            fullest.outbox.evict()
 
     def drain(self) -> None:
         """Tell everyone that it is over; what is queued for them is still sent. Never waits."""

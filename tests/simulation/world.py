@@ -15,7 +15,9 @@ connections, which is the one order here that depends on addresses.
 """
 
 import contextlib
+import math
 import random
+import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from unittest import mock
@@ -23,7 +25,7 @@ from unittest import mock
 import msgspec
 import structlog
 import trio
-from peers import Closed, HandshakeRefused, Peer, client_frame, close_payload, handshake, shake_hands
+from peers import Closed, HandshakeRefused, Peer, close_payload, handshake, shake_hands
 from pipes import PipeStream, make_pipe
 from servers import leftovers, until_quiet
 from trio._core import _run
@@ -31,7 +33,7 @@ from trio.testing import MockClock
 
 from hubbub.config import Settings
 from hubbub.connection.heartbeat import PING_FRAME
-from hubbub.core.frames import BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, TEXT, encode_frame
+from hubbub.core.frames import BINARY, CLOSE, CONTINUATION, FIN, MASKED, PING, PONG, TEXT, encode_frame, unmask
 from hubbub.model.command import Refused, Subscribe, Subscribed
 from hubbub.model.publication import Publication
 from hubbub.node import Node, open_node
@@ -53,7 +55,9 @@ CODES = {
 CUT = 1006
 """What a client notes when its stream ends without a Close frame."""
 
-CHAOS_SECONDS = 12.0
+CHAOS_SECONDS = 8.0
+TICK_SECONDS = 0.05
+"""Clients act at multiples of this, so that much happens at the same moment, in an order that the seed decides."""
 PATIENCE_SECONDS = 20.0
 """More than all deadlines of a connection one after the other: whatever is to happen has happened by then."""
 
@@ -101,6 +105,8 @@ def captured_log(entries: list[dict[str, object]]) -> Iterator[None]:
     """Collect what hubbub logs, at every level; each entry has its level as `level`."""
 
     def collect(_logger: object, method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        if entry.get("exc_info"):
+            entry["exc_info"] = traceback.format_exc()
         entries.append({**entry, "level": method})
         raise structlog.DropEvent
 
@@ -211,6 +217,8 @@ class Client:
         self.served = trio.Event()
         self.reason = ""  # as logged by the node
         self.muted = False  # says nothing any more
+        self.deaf = False  # didn't take anything when the node gave it up
+        self._resumed_at = 0.0
         self._pings: list[bytes] = []  # not yet answered
         self._pings_sent = 0
         self._close_sent = False
@@ -307,9 +315,8 @@ class Client:
         """The stream ended within a frame: that must be the beginning of one that was due."""
         if rest:
             due = [PING_FRAME, *(encode_frame(PONG, payload) for payload in self._pings[:1]), *self.expected[self.seen :]]
-            closing = rest[0] == FIN | CLOSE and len(rest) < 2 or len(rest) < 2 + rest[1]
             assert self.told is None, f"{self.name} got bytes after the Close"
-            assert any(frame.startswith(rest) for frame in due[:3]) or (rest[0] == FIN | CLOSE and closing), (
+            assert rest[0] == FIN | CLOSE or any(frame.startswith(rest) for frame in due[:3]), (
                 f"{self.name} was left with {rest[:40]!r}…{rest[-40:]!r}, which isn't the beginning of what was due"
             )
 
@@ -323,8 +330,13 @@ class Client:
                     await self.stream.send_all(data)
 
     def frame(self, opcode: int, payload: bytes, *, fin: bool = True, rsv: int = 0) -> bytes:
-        """Return a masked frame."""
-        return client_frame(opcode, payload, fin=fin, rsv=rsv, mask=self.rng.randbytes(4))
+        """Return a masked frame: `peers.client_frame` at a tenth of the cost, which is most of a world's."""
+        mask = self.rng.randbytes(4)
+        plain = encode_frame(opcode, payload)
+        header = plain[: len(plain) - len(payload)]
+        first = (FIN if fin else 0) | rsv | opcode
+        masked = unmask(mask + payload, 4, 4 + len(payload))
+        return bytes((first, header[1] | MASKED)) + header[2:] + mask + masked
 
     def message(self, *, fragments: int = 1) -> bytes:
         """Return the next message, in so many frames, with a ping among them now and then."""
@@ -430,14 +442,16 @@ class Client:
     async def _resume(self, seconds: float) -> None:
         await trio.sleep(seconds)
         self.note("resume")
+        self._resumed_at = trio.current_time()
         self.stream.resume()
 
     async def say_close(self) -> None:
         """Close in good order; sometimes with much right before it."""
         before = self.some() if self.rng.random() < 0.5 else b""
+        after = self.rng.choice([b"", b"", self.frame(PING, b"late"), self.frame(CLOSE, b""), self.frame(TEXT, b"late")])
         self.do("close", fault=True)
         self._close_sent = True
-        await self.write(before + self.frame(CLOSE, close_payload(1000)))
+        await self.write(before + self.frame(CLOSE, close_payload(1000)) + after)
         await self.until_served()
 
     async def half_close(self) -> None:
@@ -469,11 +483,15 @@ class Client:
         """Send a message over the limit, after some others and before some more."""
         self.do("oversize", fault=True)
         size = self.rng.choice([4097, 5000, 66_000])
+        before = self.some()
         big = self.frame(TEXT, b"z" * size)
-        if self.rng.random() < 0.3:
+        end = self.rng.random()
+        if end < 0.3:
             self.muted = True
             big = big[: self.rng.randint(8, len(big))]
-        await self.write(self.some() + big)
+        elif end < 0.6:
+            big += self.some() + self.rng.choice(self._violations())
+        await self.write(before + big)
         await self.until_served()
 
     async def send_too_many_fragments(self) -> None:
@@ -488,19 +506,19 @@ class Client:
         """Send what no client may."""
         self.do("violation", fault=True)
         some = self.some()
-        bad = self.rng.choice(
-            [
-                encode_frame(TEXT, b"unmasked"),
-                self.frame(TEXT, b"rsv", rsv=0x40),
-                self.frame(0x3, b"opcode"),
-                self.frame(CONTINUATION, b"continues nothing"),
-                self.frame(TEXT, b"not UTF-8: \xff"),
-                self.frame(PING, b"fragmented", fin=False),
-                self.frame(CLOSE, b"\x00"),
-            ]
-        )
-        await self.write(some + bad)
+        await self.write(some + self.rng.choice(self._violations()))
         await self.until_served()
+
+    def _violations(self) -> list[bytes]:
+        return [
+            encode_frame(TEXT, b"unmasked"),
+            self.frame(TEXT, b"rsv", rsv=0x40),
+            self.frame(0x3, b"opcode"),
+            self.frame(CONTINUATION, b"continues nothing"),
+            self.frame(TEXT, b"not UTF-8: \xff"),
+            self.frame(PING, b"fragmented", fin=False),
+            self.frame(CLOSE, b"\x00"),
+        ]
 
     async def break_off(self) -> None:
         """Stop within a frame, and end or vanish there."""
@@ -518,9 +536,17 @@ class Client:
             await self.served.wait()
         assert self.served.is_set(), f"{self.name} was not let go within {PATIENCE_SECONDS} s"
 
+    def let_go(self) -> None:
+        """Note that the node is done with it."""
+        self.note("served")
+        self.deaf = self.stream.inbound.stalled or self._resumed_at == trio.current_time()
+        self.served.set()
+
     def heal(self) -> None:
         """Take everything that comes from here on."""
         self._reading.set()
+        if self.stream.inbound.stalled:
+            self._resumed_at = trio.current_time()
         self.stream.resume()
 
     # -- what must hold when it is over
@@ -538,14 +564,17 @@ class Client:
         """What it was told agrees with why it was ended."""
         reason, told = self.reason, self.told
         about = f"{self.name} (faults {sorted(self.faults)}, ended by {reason or 'nothing'}, told {told})"
+        assert reason or self.first is None, f"{about}: it joined, and never ended"
         if self._peer is None:
             return  # it never saw the 101
         assert reason in CODES, about
         if told is not None:
             assert told.code in CODES[reason] | ({1000} if "close" in self.faults else set()), about
-        hears = not self.faults & {"stall", "mute", "silent", "reset", "half-close", "break off"} and not self.muted
+        hears = not self.faults & {"mute", "silent", "reset", "half-close", "break off"} and not self.muted
         if hears:
-            assert reason not in ("no_pong", "write_stall", "peer_left", "peer_reset"), about
+            assert reason not in ("peer_left", "peer_reset"), about
+            assert reason not in ("write_stall", "no_pong") or "stall" in self.faults, about
+        if hears and not self.deaf and reason != "write_stall":
             assert told is not None, f"{about}: nobody said why"
         if reason == "peer_closed":
             assert "close" in self.faults, about
@@ -590,13 +619,15 @@ class World:
                     await self._heal()
                     if not draining:
                         await self._leave()
-                        await until_quiet(self.node, PATIENCE_SECONDS)
+                        with contextlib.suppress(AssertionError):
+                            await until_quiet(self.node, PATIENCE_SECONDS)
+                        assert not leftovers(self.node), f"left over: {leftovers(self.node)}"
                         await trio.testing.wait_all_tasks_blocked()
                         assert _tasks() == base, f"{_tasks()} tasks, {base} before"
                     self.note("world", "draining")
                 self.note("world", "drained")
                 left = leftovers(self.node)
-                assert not left.keys() & {"serving", "connections"}, left
+                assert not left.keys() & {"serving", "connections"}, f"left over: {left}"
                 await trio.sleep(PATIENCE_SECONDS)  # for what clients wait for
                 self.nursery.cancel_scope.cancel()
             await trio.testing.wait_all_tasks_blocked()
@@ -651,9 +682,9 @@ class World:
     async def _act(self, index: int, rng: random.Random, connections: trio.Nursery) -> None:
         """Be one client after the other, until the chaos is over. The first is always a good one."""
         good = index == 0 or rng.random() < 0.3
-        busy = rng.choice([0.02, 0.1, 0.5])
+        busy = rng.choice([0.05, 0.2, 0.5])
         with trio.move_on_at(CHAOS_SECONDS):
-            await trio.sleep(rng.uniform(0, 2))
+            await _sleep(rng.uniform(0, 2))
             for life in range(100):
                 client = Client(self, f"c{index}.{life}", self.rooms[rng.choice(list(self.rooms))], rng)
                 self.clients[client.name] = client
@@ -662,16 +693,15 @@ class World:
                     await self._stumble(client)
                 elif await self._connect(client):
                     while client.lives:
-                        await trio.sleep(rng.choice([0, rng.expovariate(1 / busy)]))
+                        await _sleep(rng.choice([0, rng.expovariate(1 / busy)]))
                         await client.act(good)
-                await trio.sleep(rng.uniform(0, 0.5))
+                await _sleep(rng.uniform(0, 0.5))
 
     async def _serve(self, client: Client) -> None:
         try:
             await self.node.front_door.serve(client.transport, client.name, "localhost")
         finally:
-            client.note("served")
-            client.served.set()
+            client.let_go()
 
     async def _connect(self, client: Client) -> bool:
         with trio.CancelScope(shield=True):
@@ -680,6 +710,7 @@ class World:
     async def _stumble(self, client: Client) -> None:
         """Vanish during the handshake."""
         client.do("stumble", fault=True)
+        client.history = 0
         request = handshake(f"/chat/{client.room.name}")
         part = request[: client.rng.choice([0, 10, len(request), len(request)])]
         with contextlib.suppress(trio.BrokenResourceError):
@@ -721,7 +752,7 @@ class World:
         """What must hold when all is over."""
         ends = Counter[str]()
         for entry in self.entries:
-            assert entry["level"] in ("debug", "info"), f"{entry}"
+            assert entry["level"] in ("debug", "info"), "\n".join(f"{key}: {value}" for key, value in entry.items())
             if entry["event"] == "connection ended":
                 client = self.clients[str(entry["peer"])]
                 assert not client.reason, f"{client.name} ended twice: {client.reason}, {entry['reason']}"
@@ -739,12 +770,18 @@ class World:
         )
         for name in ("hubbub_internal_errors_total", "hubbub_rooms_failed_total"):
             assert float(figures[name]) == 0, name
-        upgraded = float(figures.get('hubbub_http_responses_total{status="101"}', 0))
-        assert upgraded == ends.total(), f"{upgraded} connections, {ends.total()} ends"
 
 
 def _frame_of(publication: Publication) -> bytes:
     return encode_frame(BINARY if publication.binary else TEXT, publication.data)
+
+
+async def _sleep(seconds: float) -> None:
+    """Sleep until a tick; 0 is only a checkpoint."""
+    if seconds:
+        await trio.sleep_until(math.ceil((trio.current_time() + seconds) / TICK_SECONDS) * TICK_SECONDS)
+    else:
+        await trio.lowlevel.checkpoint()
 
 
 def _tasks() -> int:

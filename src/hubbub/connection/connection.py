@@ -27,7 +27,7 @@ import trio_websocket
 from hubbub.config import Settings
 from hubbub.connection.heartbeat import Pulse, first_pulse
 from hubbub.connection.linger import linger
-from hubbub.connection.outbox import Outbox, State
+from hubbub.connection.outbox import Outbox, OutboxTotal, State
 from hubbub.connection.session import Session
 from hubbub.connection.transport import Transport
 from hubbub.connection.wire import Wire
@@ -38,9 +38,6 @@ from hubbub.model.command import Refused, Subscribe, Subscribed
 from hubbub.model.end import End
 
 log = structlog.get_logger()
-
-BY_THE_PEER = frozenset({End.PEER_CLOSED, End.PEER_LEFT, End.PEER_RESET})
-"""Ends after which trio-websocket's reader ends by itself, and its messages with it."""
 
 NOBODY_TO_TELL = frozenset({End.PEER_LEFT, End.PEER_RESET, End.WRITE_STALL})
 """Ends after which nothing can be sent any more."""
@@ -73,14 +70,20 @@ class Services(msgspec.Struct, frozen=True):
     Attributes:
         settings: every limit.
         inbox: the hub's.
+        occupancy: how many are in a room.
         connections: those that are open; each adds and removes itself.
-        count_end: called once for each connection that has been opened.
+        outboxes: counts what waits in all of them.
+        count_open: called for each connection once its 101 is out.
+        count_end: called once for each connection, opened or not.
         rng: for the heartbeat's jitter.
     """
 
     settings: Settings
     inbox: Inbox
+    occupancy: Callable[[str], int]
     connections: set["Connection"]
+    outboxes: OutboxTotal
+    count_open: Callable[[], None]
     count_end: Callable[[End], None]
     rng: random.Random
 
@@ -151,10 +154,10 @@ class Connection:
         self.gone = False
         self.ended: End | None = None
         self.said_goodbye = False  # everything that was queued, and a Close, has been given to the transport
-        self.outbox = Outbox(transport, nursery, settings, self.end)
+        self.outbox = Outbox(transport, nursery, settings, services.outboxes, self.end)
         self.offer: Callable[[bytes, int], None] = self.outbox.offer  # bound once: called for each delivery
         self.evict: Callable[[End], None] = self.end
-        self.session = Session(upgrade.conversation, services.inbox, self.end)
+        self.session = Session(upgrade.conversation, services.inbox, services.occupancy, settings, self.end)
         self.wire = Wire(
             transport, self.outbox, upgrade.head, upgrade.leftover, settings, self.session.receive, self.end
         )
@@ -167,15 +170,10 @@ class Connection:
 
     def end(self, end: End) -> None:
         """Say why the connection is to end, and wake its body. The first reason counts. Never waits or raises."""
-        if self.ended is not None:
-            return
-        self.ended = end
-        self.wire.end()
-        if end in BY_THE_PEER:
-            # What it sent before is still published: the body goes on until trio-websocket has no more of it.
-            self.leave()
-            self._scope.deadline = trio.current_time() + self._services.settings.close_seconds_max
-        else:
+        if self.ended is None:
+            self.ended = end
+            self.wire.end()
+            self.session.end()
             self._scope.cancel()
 
     def leave(self) -> None:
@@ -187,20 +185,19 @@ class Connection:
     async def run(self) -> Refused | None:
         """Join, open, serve, say goodbye."""
         settings = self._services.settings
-        websocket = None
+        refused = websocket = None
         with trio.move_on_after(settings.head_seconds_max) as self._scope:
             refused = await self._join()
-            if refused is not None:
-                self.end(End.REFUSED)
-                return refused
-            websocket = await self._open()
+            if refused is None:
+                websocket = await self._open()
         if websocket is None:
-            self.end(End.HANDSHAKE_TIMEOUT)
-            return None
-        with trio.CancelScope() as self._scope:
-            if self.ended is None:
-                await self._serve(websocket)
+            self.end(End.REFUSED if refused else End.HANDSHAKE_TIMEOUT)
+            return refused or self._unopened()
+        self._services.count_open()
+        await self._serve(websocket)
         self.leave()
+        with trio.move_on_after(settings.close_seconds_max):
+            await self._take_the_rest(websocket)
         if self.ended not in NOBODY_TO_TELL:
             with trio.move_on_after(settings.close_seconds_max):
                 await self._say_goodbye(websocket)
@@ -229,7 +226,7 @@ class Connection:
         def reply(answer: Subscribed | Refused) -> None:
             if isinstance(answer, Subscribed) and answer.publications:
                 frames = b"".join(map(self.encoder.encode_publication, answer.publications))
-                self.offer(frames, len(answer.publications))
+                self.outbox.offer_history(frames, len(answer.publications))
             answers.append(answer)
             answered.set()
 
@@ -253,18 +250,35 @@ class Connection:
             self.end(End.PEER_RESET)
             return None
 
+    def _unopened(self) -> Refused | None:
+        """Return what to tell a peer that ended before its 101; None if it has seen a part of that already."""
+        if self.outbox.bytes_sent or self.ended is End.PEER_RESET:
+            return None
+        return Refused("the server is shutting down" if self.ended is End.SHUTDOWN else "the room is too busy")
+
     async def _serve(self, websocket: trio_websocket.WebSocketConnection) -> None:
         """Take the messages that went through trio-websocket, until the connection ends."""
         try:
-            while True:
-                message = await websocket.get_message()
-                if isinstance(message, str):
-                    await self.session.receive(message.encode(), False)
-                else:
-                    await self.session.receive(bytes(message), True)
-                self.wire.message_taken()
+            while self.ended is None:
+                with trio.CancelScope() as self._scope:  # `end` cancels the wait for a message, never its publication
+                    message = await websocket.get_message()
+                if not self._scope.cancelled_caught:
+                    await self._take(message)
         except trio_websocket.ConnectionClosed:
             self.end(End.PROTOCOL_ERROR)  # its verdict; every other way to get here has been noted by the wire
+
+    async def _take_the_rest(self, websocket: trio_websocket.WebSocketConnection) -> None:
+        """Take what the peer sent before the end, as far as it had arrived; the caller sets the deadline."""
+        with contextlib.suppress(trio_websocket.ConnectionClosed):
+            while self.wire.under_way:
+                await self._take(await websocket.get_message())
+
+    async def _take(self, message: str | bytes) -> None:
+        if isinstance(message, str):
+            await self.session.receive(message.encode(), False)
+        else:
+            await self.session.receive(bytes(message), True)
+        self.wire.message_taken()
 
     async def _say_goodbye(self, websocket: trio_websocket.WebSocketConnection) -> None:
         """Send what is queued and a Close, and wait for the peer's; the caller sets the deadline."""

@@ -28,7 +28,7 @@ import trio
 
 from hubbub.config import Settings
 from hubbub.connection.transport import Transport
-from hubbub.core.frames import frame_end
+from hubbub.core.frames import FIN, frame_end
 from hubbub.model.end import End
 
 JOINED_BYTES_MAX = 64 * 1024
@@ -46,27 +46,56 @@ class State(enum.Enum):
     CLOSED = enum.auto()
 
 
+class OutboxTotal:
+    """What waits in all outboxes together.
+
+    Args:
+        settings: outboxes_bytes_max.
+        on_over: called when it is more than that, to evict somebody. It must not wait or raise.
+    """
+
+    __slots__ = ("_on_over", "_settings", "bytes")
+
+    def __init__(self, settings: Settings, on_over: Callable[[], None]) -> None:
+        self._settings = settings
+        self._on_over = on_over
+        self.bytes = 0
+
+    def add(self, count: int) -> None:
+        """Count bytes that wait, or, negative, no longer."""
+        self.bytes += count
+        if count > 0 and self.bytes > self._settings.outboxes_bytes_max:
+            self._on_over()
+
+
 class Backlog:
     """What waits: the pieces in the memory channel, and the rest of the piece in the writer's hand."""
 
-    __slots__ = ("_put", "_take", "bytes", "dropping", "frames")
+    __slots__ = ("_closed", "_put", "_take", "_total", "bytes", "dropping", "frames", "history_bytes", "history_frames")
 
-    def __init__(self, frames_max: int) -> None:
+    def __init__(self, frames_max: int, total: OutboxTotal) -> None:
+        self._total = total
+        self._closed = False
         # Each piece has at least one frame, so this suffices for what `is_over` lets in, and one Close.
         self._put, self._take = trio.open_memory_channel[tuple[bytes, int]](frames_max + 1)
         self.bytes = 0
         self.frames = 0
+        self.history_bytes = 0  # of these, put by `offer_history`: a newcomer isn't slow for what it has asked for
+        self.history_frames = 0
         self.dropping = False
 
     def is_over(self, settings: Settings) -> bool:
-        """Whether what waits already is as much as may wait."""
-        return self.bytes >= settings.outbox_bytes_max or self.frames >= settings.outbox_frames_max
+        """Whether what waits already, history apart, is as much as may wait."""
+        return (
+            self.bytes - self.history_bytes >= settings.outbox_bytes_max
+            or self.frames - self.history_frames >= settings.outbox_frames_max
+        )
 
     def put(self, piece: bytes, frames: int) -> None:
         """Add a piece."""
         self._put.send_nowait((piece, frames))
-        self.bytes += len(piece)
         self.frames += frames
+        self.count(len(piece))
 
     def take(self) -> tuple[bytes, int]:
         """Return what waits, joined, up to a sensible size, and its number of frames; b'' if nothing does."""
@@ -88,12 +117,20 @@ class Backlog:
             piece, frames = self.take()
             if not piece:
                 break
-            self.bytes -= len(piece)
             self.frames -= frames
+            self.count(-len(piece))
         self.dropping = True
+
+    def count(self, count: int) -> None:
+        """Count bytes that wait, or, negative, no longer: here and in the total."""
+        if not self._closed:
+            self.bytes += count
+            self._total.add(count)
 
     def close(self) -> None:
         """Close both ends of the memory channel."""
+        self.count(-self.bytes)
+        self._closed = True
         self._put.close()
         self._take.close()
 
@@ -105,6 +142,7 @@ class Outbox:
         transport: its send side is the outbox's alone.
         nursery: the connection's; the writer runs there.
         settings: outbox_bytes_max, outbox_frames_max, write_stall_seconds_max.
+        total: of all outboxes.
         on_end: called, once, when the peer is a slow consumer, stalls, or is found gone. It must not wait or raise.
     """
 
@@ -117,17 +155,24 @@ class Outbox:
         "_send_nowait",
         "_settings",
         "_state",
+        "_total",
         "_transport",
         "bytes_sent",
     )
 
     def __init__(
-        self, transport: Transport, nursery: trio.Nursery, settings: Settings, on_end: Callable[[End], None]
+        self,
+        transport: Transport,
+        nursery: trio.Nursery,
+        settings: Settings,
+        total: OutboxTotal,
+        on_end: Callable[[End], None],
     ) -> None:
         self._transport = transport
         self._send_nowait = transport.send_nowait
         self._nursery = nursery
         self._settings = settings
+        self._total = total
         self._on_end = on_end
         self._state = State.HELD
         self._direct = False  # OPEN, and nothing queued: what is offered may be sent at once
@@ -161,13 +206,27 @@ class Outbox:
             self._send(data, frames)
         elif self._state is State.OPEN or self._state is State.HELD:
             if self._backlog is None:
-                self._backlog = Backlog(self._settings.outbox_frames_max)
+                self._backlog = Backlog(self._settings.outbox_frames_max, self._total)
             if self._backlog.is_over(self._settings):
-                self._state = State.EVICTED
-                self._backlog.drop()
-                self._on_end(End.SLOW_CONSUMER)
+                self.evict()
             else:
                 self._backlog.put(data, frames)
+
+    def offer_history(self, data: bytes, frames: int) -> None:
+        """Take a newcomer's history, while HELD: it doesn't count against the limits, being bounded by its own."""
+        self.offer(data, frames)
+        if self._backlog is not None:
+            self._backlog.history_bytes += len(data)
+            self._backlog.history_frames += frames
+
+    def evict(self) -> None:
+        """Forget what waits, but for the rest of a frame that has begun, and end the connection."""
+        if self._state is State.OPEN or self._state is State.HELD:
+            self._state = State.EVICTED
+            self._direct = False
+            if self._backlog is not None:
+                self._backlog.drop()
+            self._on_end(End.SLOW_CONSUMER)
 
     def open(self, head: bytes) -> None:
         """Send `head` (the 101), then what was offered while HELD, then whatever comes."""
@@ -219,9 +278,9 @@ class Outbox:
     def _start_writer(self, piece: bytes, frames: int, sent: int) -> None:
         self._direct = False  # before the writer starts: the next offer must not start another
         if self._backlog is None:
-            self._backlog = Backlog(self._settings.outbox_frames_max)
-        self._backlog.bytes += len(piece) - sent
+            self._backlog = Backlog(self._settings.outbox_frames_max, self._total)
         self._backlog.frames += frames
+        self._backlog.count(len(piece) - sent)
         self._nursery.start_soon(self._run_writer, self._backlog, piece, frames, sent)
 
     async def _run_writer(self, backlog: Backlog, piece: bytes, frames: int, sent: int) -> None:
@@ -239,10 +298,11 @@ class Outbox:
 
     async def _write(self, backlog: Backlog, piece: bytes, sent: int) -> End | None:
         view = memoryview(piece)
+        is_head = not piece[0] & FIN  # the 101 goes out whole, or not at all
         while sent < len(piece):
-            if backlog.dropping and sent == frame_end(piece, sent):
+            stop = len(piece) if is_head or not backlog.dropping else frame_end(piece, sent)
+            if sent == stop:
                 break  # at a frame's end, and what follows isn't wanted any more
-            stop = frame_end(piece, sent) if backlog.dropping else len(piece)
             with trio.move_on_after(self._settings.write_stall_seconds_max) as deadline:
                 try:
                     taken = await self._transport.send_some(view[sent:stop])
@@ -251,9 +311,9 @@ class Outbox:
             if deadline.cancelled_caught:
                 return End.WRITE_STALL
             sent += taken
-            backlog.bytes -= taken
+            backlog.count(-taken)
             self.bytes_sent += taken
-        backlog.bytes -= len(piece) - sent
+        backlog.count(sent - len(piece))
         backlog.dropping = False  # what was put after the drop, the Close, is wanted
         return None
 

@@ -1,15 +1,26 @@
-"""The session: what one peer's messages ask for, handed to the hub strictly in order.
+"""The session: what one peer's messages ask for, handed to the hub strictly in order, and not too fast.
 
 It runs in the task that read the message (the reader's, or the body's for what went through trio-websocket; never
 both at once), so it must not close the connection: it says why it ends, and the body of `serve_connection` closes.
+
+Rules:
+1. Backpressure: while the hub's inbox is full, or this peer is over its rates, nothing more is read from it, and TCP
+   slows it down. What has been read is never dropped for its rate.
+2. A publication counts by how many get it: in a room k times `rate_occupancy`, k times.
+3. A peer that is over its rates for `rate_seconds_max` on end is disconnected.
+4. After `commands_at_once_max` commands, the others get a turn: a segment full of tiny messages is no privilege.
 """
 
 from collections.abc import Callable
 
 import structlog
+import trio
 
+from hubbub.config import Settings
+from hubbub.core.rate import Bucket
 from hubbub.dialects.base import Conversation
 from hubbub.hub.inbox import Inbox
+from hubbub.model.command import Publish
 from hubbub.model.end import End
 
 log = structlog.get_logger()
@@ -21,19 +32,48 @@ class Session:
     Args:
         conversation: the dialect's side: messages to commands.
         inbox: the hub's.
+        occupancy: how many are in a room.
+        settings: the rates.
         on_end: called when the connection must end.
     """
 
-    __slots__ = ("_conversation", "_inbox", "_on_end", "handing_over")
+    __slots__ = (
+        "_at_once",
+        "_bytes",
+        "_conversation",
+        "_inbox",
+        "_occupancy",
+        "_on_end",
+        "_paced",
+        "_pause",
+        "_publications",
+        "_settings",
+        "handing_over",
+    )
 
-    def __init__(self, conversation: Conversation, inbox: Inbox, on_end: Callable[[End], None]) -> None:
+    def __init__(
+        self,
+        conversation: Conversation,
+        inbox: Inbox,
+        occupancy: Callable[[str], int],
+        settings: Settings,
+        on_end: Callable[[End], None],
+    ) -> None:
+        now = trio.current_time()
         self._conversation = conversation
         self._inbox = inbox
+        self._occupancy = occupancy
+        self._settings = settings
         self._on_end = on_end
-        self.handing_over = False  # waiting for the hub's inbox: then silence is our doing, not the peer's
+        self._publications = Bucket(settings.publications_per_second_max, settings.publications_burst_max, now)
+        self._bytes = Bucket(settings.publication_bytes_per_second_max, settings.publication_bytes_burst_max, now)
+        self._at_once = 0
+        self._paced = True
+        self._pause: trio.CancelScope | None = None
+        self.handing_over = False  # waiting for the hub, or for its rates: then silence is our doing, not the peer's
 
     async def receive(self, data: bytes, binary: bool) -> None:
-        """Take one message; waits while the hub's inbox is full (backpressure). Raises nothing of its own."""
+        """Take one message; waits as the rules say. Raises nothing of its own."""
         try:
             commands = self._conversation.receive(data, binary)
         except Exception:
@@ -43,4 +83,34 @@ class Session:
         self.handing_over = True
         for command in commands:
             await self._inbox.put(command)
+            if self._paced and isinstance(command, Publish) and (seconds := self._owed(command)):
+                await self._wait(seconds)
+        self._at_once += 1
+        if self._at_once >= self._settings.commands_at_once_max:
+            self._at_once = 0
+            await trio.lowlevel.checkpoint()
         self.handing_over = False
+
+    def end(self) -> None:
+        """Pause no longer: the connection is ending, and its input must be read to its end."""
+        self._paced = False
+        if self._pause is not None:
+            self._pause.cancel()
+
+    def _owed(self, command: Publish) -> float:
+        """Return how long to pause for this publication."""
+        now = trio.current_time()
+        weight = max(1.0, self._occupancy(command.room) / self._settings.rate_occupancy)
+        seconds = self._publications.take(weight, now)
+        seconds_for_bytes = self._bytes.take(len(command.data) * weight, now)
+        if not seconds and not seconds_for_bytes:
+            return 0.0
+        since = min(bucket.overdrawn_since or now for bucket in (self._publications, self._bytes))
+        if now - since >= self._settings.rate_seconds_max:
+            self._on_end(End.TOO_FAST)
+        return max(seconds, seconds_for_bytes)
+
+    async def _wait(self, seconds: float) -> None:
+        with trio.move_on_after(seconds) as self._pause:
+            await trio.sleep_forever()
+        self._pause = None

@@ -42,6 +42,7 @@ from hubbub.core.frames import (
     measure_client_frame,
     unmask,
 )
+from hubbub.core.rate import Bucket
 from hubbub.model.end import End
 
 RECEIVE_BYTES = 64 * 1024
@@ -68,6 +69,7 @@ class Wire(trio.abc.Stream):
 
     __slots__ = (
         "_closed",
+        "_control_frames",
         "_ending",
         "_fragments",
         "_head",
@@ -82,8 +84,8 @@ class Wire(trio.abc.Stream):
         "_short_way",
         "_skip_bytes",
         "_transport",
-        "_under_way",
         "heard",
+        "under_way",
     )
 
     def __init__(
@@ -109,14 +111,15 @@ class Wire(trio.abc.Stream):
         self._ending = False
         self._rest = b""  # the beginning of a frame that isn't complete
         self._skip_bytes = 0  # of a refused frame
-        self._under_way = 0  # whole messages given to trio-websocket and not yet taken from it
         self._fragments = 0  # of the message being received in fragments; 0 = none is
         self._message_bytes = 0  # of that message
+        self._control_frames: Bucket | None = None  # from the first one on
+        self.under_way = 0  # whole messages given to trio-websocket and not yet taken from it
         self.heard = False  # whether anything was received since the heartbeat last looked
 
     def message_taken(self) -> None:
         """Say that a message that went through trio-websocket has been dealt with."""
-        self._under_way -= 1
+        self.under_way -= 1
 
     def end(self) -> None:
         """Discard data from here on: the connection is ending."""
@@ -186,8 +189,8 @@ class Wire(trio.abc.Stream):
             if first != _TEXT_WHOLE and first != _BINARY_WHOLE:
                 self._note_passing(first, stop - start)
                 through.append(data[at:stop])
-            elif self._under_way or (payload := _ordinary(data, start, stop, first)) is None:
-                self._under_way += 1
+            elif self.under_way or (payload := _ordinary(data, start, stop, first)) is None:
+                self.under_way += 1
                 through.append(data[at:stop])
             else:
                 await self._on_message(payload, first == _BINARY_WHOLE)
@@ -226,12 +229,22 @@ class Wire(trio.abc.Stream):
         opcode = first & OPCODE
         if opcode == CLOSE:
             self._refuse(End.PEER_CLOSED)
+        elif opcode > CLOSE:
+            self._limit_control_frames()
         elif opcode < CLOSE and first & FIN:
             self._fragments = self._message_bytes = 0
-            self._under_way += 1
+            self.under_way += 1
         elif opcode < CLOSE:
             self._fragments += 1
             self._message_bytes += length
+
+    def _limit_control_frames(self) -> None:
+        now = trio.current_time()
+        if self._control_frames is None:
+            rate = self._settings.control_frames_per_second_max
+            self._control_frames = Bucket(rate, rate, now)
+        if self._control_frames.take(1, now):
+            self._refuse(End.TOO_MANY_CONTROL_FRAMES)
 
     def _refuse(self, end: End) -> None:
         self._ending = True

@@ -52,6 +52,11 @@ class Rooms:
         """Return the room if anyone is in it."""
         return self._rooms.get(name)
 
+    def occupancy(self, name: str) -> int:
+        """Return how many are in the room; 0 if there is none."""
+        room = self._rooms.get(name)
+        return room.occupancy if room is not None else 0
+
     def subscribe(self, subscriber: Subscriber, name: str) -> None:
         """Add the subscriber to the room, opening it if need be; nothing changes if it is there already."""
         room = self._rooms.get(name)

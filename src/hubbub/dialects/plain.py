@@ -17,6 +17,8 @@ from hubbub.model.publication import Publication
 DISCONNECTS = {
     End.MESSAGE_TOO_LARGE: Disconnect(1009, "message too large"),
     End.TOO_MANY_FRAGMENTS: Disconnect(1008, "message has too many fragments"),
+    End.TOO_MANY_CONTROL_FRAMES: Disconnect(1008, "too many control frames"),
+    End.TOO_FAST: Disconnect(1008, "too many messages"),
     End.NO_PONG: Disconnect(1011, "no pong"),
     End.SLOW_CONSUMER: Disconnect(1013, "slow consumer"),
     End.WRITE_STALL: Disconnect(1013, "slow consumer"),

@@ -55,7 +55,7 @@ class Hub:
     Args:
         engine: gives publications their order and keeps them.
         rooms: who is where.
-        settings: rooms_max.
+        settings: rooms_max, subscribers_max.
     """
 
     def __init__(self, engine: Engine, rooms: Rooms, settings: Settings) -> None:
@@ -76,8 +76,12 @@ class Hub:
         """Let a subscriber in and reply. The room must have nothing left to hand out (rule 2)."""
         if command.subscriber.gone:
             return
-        if len(self._rooms) >= self._settings.rooms_max and command.room not in self._rooms:
-            command.reply(Refused(f"there are rooms_max = {self._settings.rooms_max} rooms already"))
+        limits = self._settings
+        if len(self._rooms) >= limits.rooms_max and command.room not in self._rooms:
+            command.reply(Refused(f"there are rooms_max = {limits.rooms_max} rooms already"))
+            return
+        if limits.subscribers_max and self._rooms.occupancy(command.room) >= limits.subscribers_max:
+            command.reply(Refused(f"the room has subscribers_max = {limits.subscribers_max} subscribers already"))
             return
         self._step(command.room, lambda: self._subscribe(command, now))
 

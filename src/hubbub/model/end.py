@@ -19,6 +19,8 @@ class End(enum.Enum):
     PROTOCOL_ERROR = "protocol_error"  # trio-websocket's verdict on malformed frames
     MESSAGE_TOO_LARGE = "message_too_large"
     TOO_MANY_FRAGMENTS = "too_many_fragments"
+    TOO_MANY_CONTROL_FRAMES = "too_many_control_frames"
+    TOO_FAST = "too_fast"  # over its rates for too long
     NO_PONG = "no_pong"
     SLOW_CONSUMER = "slow_consumer"  # evicted: its outbox was over a limit
     WRITE_STALL = "write_stall"  # took no byte for too long

@@ -33,6 +33,9 @@ class Metrics:
         self._ended = prometheus_client.Counter(
             "hubbub_connections_ended", "Ended WebSocket connections by reason.", ["reason"], registry=self._registry
         )
+        self._opened = prometheus_client.Counter(
+            "hubbub_connections_opened", "WebSocket connections that got their 101.", registry=self._registry
+        )
         self._responses = prometheus_client.Counter(
             "hubbub_http_responses", "HTTP responses by status.", ["status"], registry=self._registry
         )
@@ -41,6 +44,11 @@ class Metrics:
         )
         for end in End:
             self._ended.labels(end.value)  # so that a reason that hasn't occurred shows as 0, not as nothing
+
+    def count_open(self) -> None:
+        """Count one opened WebSocket connection."""
+        self._opened.inc()
+        self.count_response(101)
 
     def count_end(self, end: End) -> None:
         """Count one ended WebSocket connection."""
