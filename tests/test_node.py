@@ -19,9 +19,15 @@ from hubbub.config import Settings
 from hubbub.core.frames import CLOSE, FIN
 from hubbub.listen import open_listeners
 from peers import SECONDS_MAX, Closed, Peer, connect, handshake, open_peer
-from servers import Daemon, open_daemon
+from servers import UNHURRIED, Daemon, open_daemon
 
-PATIENT = {"drain_seconds_max": 60, "close_seconds_max": 60, "write_stall_seconds_max": 60, "outbox_bytes_max": 2**30}
+PATIENT: dict[str, object] = {
+    "drain_seconds_max": 60,
+    "close_seconds_max": 60,
+    "write_stall_seconds_max": 60,
+    "outbox_bytes_max": 2**30,
+    **UNHURRIED,
+}
 """With these nothing but what a test does ends a drain."""
 
 T = TypeVar("T")

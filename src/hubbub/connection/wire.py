@@ -6,9 +6,9 @@ at its private parts. Its reader task calls `receive_some`; that is where the co
 Rules:
 1. What trio-websocket sees first is a request head that the front door wrote from checked fields, never the
    client's bytes. Until the 101 has been sent nothing more is read.
-2. Complete, ordinary data frames (FIN, no RSV, masked, minimal length, valid UTF-8) go straight to the session:
-   2 µs instead of 60. All else goes to trio-websocket: pings, pongs, Closes, fragments, and the verdict on
-   whatever is malformed.
+2. Complete, ordinary data frames (FIN, no RSV, masked, minimal length, valid UTF-8) go straight to the session, and
+   well-formed pings are answered, here: 2 µs instead of 60. All else goes to trio-websocket: Closes, fragments, and
+   the verdict on whatever is malformed. (A ping that it would come to after our Close would be an error there.)
 3. Nothing overtakes: while a message is on its way through trio-websocket, later ones go that way too.
 4. The first byte that is neither an ordinary frame nor a fragment nor a well-formed control frame closes the short
    way for good: from there on trio-websocket gets the bytes as they come.
@@ -16,7 +16,7 @@ Rules:
    what still comes of that frame is skipped, so that the peer's Close can be seen.
 6. Once the connection ends, or the peer has sent its Close, data is discarded; only a Close goes on.
 7. b'' means the end of the stream, never "only data frames came".
-8. Outbound, everything goes to the outbox. A pong is offered; only the 101 and the Close wait until they are out.
+8. Outbound, everything goes to the outbox; the 101 and the Close wait until they are out.
 
 RFC 6455 sections 5.2 to 5.5.
 """
@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from hubbub.config import Settings
-from hubbub.connection.outbox import Outbox, State
+from hubbub.connection.outbox import Outbox
 from hubbub.connection.transport import Transport
 from hubbub.core.frames import (
     BINARY,
@@ -35,10 +35,12 @@ from hubbub.core.frames import (
     CONTROL_BYTES_MAX,
     FIN,
     OPCODE,
+    PING,
     PONG,
     RSV,
     TEXT,
     MalformedFrameError,
+    encode_frame,
     measure_client_frame,
     unmask,
 )
@@ -50,6 +52,8 @@ RECEIVE_BYTES = 64 * 1024
 
 _TEXT_WHOLE = FIN | TEXT
 _BINARY_WHOLE = FIN | BINARY
+_PING = FIN | PING
+_PONG = FIN | PONG
 
 
 class Wire(trio.abc.Stream):
@@ -186,7 +190,12 @@ class Wire(trio.abc.Stream):
                 break
             if stop > end:
                 break
-            if first != _TEXT_WHOLE and first != _BINARY_WHOLE:
+            if first == _PING:
+                self._limit_control_frames()
+                self._outbox.offer(encode_frame(PONG, unmask(data, start, stop)))
+            elif first == _PONG:
+                self._limit_control_frames()
+            elif first != _TEXT_WHOLE and first != _BINARY_WHOLE:
                 self._note_passing(first, stop - start)
                 through.append(data[at:stop])
             elif self.under_way or (payload := _ordinary(data, start, stop, first)) is None:
@@ -225,16 +234,13 @@ class Wire(trio.abc.Stream):
         return False
 
     def _note_passing(self, first: int, length: int) -> None:
-        """Keep count of a fragment or control frame on its way to trio-websocket."""
-        opcode = first & OPCODE
-        if opcode == CLOSE:
+        """Keep count of a fragment or a Close on its way to trio-websocket."""
+        if first & OPCODE == CLOSE:
             self._refuse(End.PEER_CLOSED)
-        elif opcode > CLOSE:
-            self._limit_control_frames()
-        elif opcode < CLOSE and first & FIN:
+        elif first & FIN:
             self._fragments = self._message_bytes = 0
             self.under_way += 1
-        elif opcode < CLOSE:
+        else:
             self._fragments += 1
             self._message_bytes += length
 
@@ -253,7 +259,7 @@ class Wire(trio.abc.Stream):
     # -- what trio-websocket sends
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Queue what trio-websocket sends: the 101 first, then pongs, then a Close.
+        """Queue what trio-websocket sends: the 101, and in the end a Close.
 
         Raises:
             trio.BrokenResourceError: it can't be sent any more.
@@ -264,14 +270,11 @@ class Wire(trio.abc.Stream):
             await self._outbox.flushed()
             self._opening.set()
             self._opening = None
-        elif frame[0] == FIN | CLOSE:
+        else:
+            assert frame[0] == FIN | CLOSE, "trio-websocket has nothing else to say"
             self._outbox.seal(frame)
             await self._outbox.flushed()
-        else:
-            self._outbox.offer(frame)
         await trio.lowlevel.checkpoint()
-        if self._outbox.state is State.BROKEN:
-            raise trio.BrokenResourceError("the outbox is broken")
 
     async def wait_send_all_might_not_block(self) -> None:
         """Return at once: the outbox takes everything."""
