@@ -15,9 +15,8 @@ import msgspec
 import trio
 
 from hubbub.config import Settings
-from hubbub.connection.transport import TcpTransport, TlsTransport
 from hubbub.listen import open_listeners, run_accept_loop
-from hubbub.node import Node, open_node, serve_in_slot
+from hubbub.node import Node, Running, open_node, serve_socket
 
 UNHURRIED = {
     "publications_per_second_max": 10_000_000,
@@ -43,14 +42,14 @@ class Server(msgspec.Struct):
 async def open_server(*, tls: ssl.SSLContext | None = None, **overrides: object) -> AsyncIterator[Server]:
     """Run a node with real sockets in this process; everything is cut off on leaving."""
     settings = Settings(**{**QUICK, "port": 0, **overrides})  # type: ignore[arg-type]
-    (listener,) = open_listeners(settings)
+    (listener,) = open_listeners("127.0.0.1", 0)
+    running = Running(settings, tls, lambda: settings)
     slots = trio.Semaphore(settings.connections_max + settings.connections_spare)
     with listener:
         async with open_node(settings, random.Random(0)) as (node, connections):
 
             def start(connected: socket.socket, peer: str) -> None:
-                transport = TlsTransport(connected, tls) if tls else TcpTransport(connected)
-                connections.start_soon(serve_in_slot, node, slots, transport, peer, "127.0.0.1")
+                connections.start_soon(serve_socket, node, running, slots, connected, peer)
 
             async with trio.open_nursery() as listening:
                 listening.start_soon(run_accept_loop, listener, slots, start)

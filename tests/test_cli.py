@@ -19,7 +19,7 @@ from hubbub.config_sources import default_toml
 from hubbub.model.errors import StartError
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("HUBBUB_")}
-RunNode = Callable[[Settings, Callable[[str], None]], Awaitable[int]]
+RunNode = Callable[[Settings, Callable[[str], None], Callable[[], Settings]], Awaitable[int]]
 
 
 @pytest.fixture(autouse=True)
@@ -185,7 +185,7 @@ def test_serve_gives_the_node_its_settings_and_returns_its_status(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async def run_node(settings: Settings, announce: Callable[[str], None]) -> int:
+    async def run_node(settings: Settings, announce: Callable[[str], None], wanted: Callable[[], Settings]) -> int:
         assert settings == Settings(host="::1", port=3, rooms_max=2, history_size=1)
         announce("http://[::1]:3")
         return 1
@@ -212,7 +212,7 @@ def test_start_error_is_one_line(
     node: Callable[[RunNode], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async def run_node(settings: Settings, announce: Callable[[str], None]) -> int:
+    async def run_node(settings: Settings, announce: Callable[[str], None], wanted: Callable[[], Settings]) -> int:
         raise error
 
     node(run_node)
@@ -221,7 +221,7 @@ def test_start_error_is_one_line(
 
 
 def test_an_error_of_ours_is_not_hidden(node: Callable[[RunNode], None]) -> None:
-    async def run_node(settings: Settings, announce: Callable[[str], None]) -> int:
+    async def run_node(settings: Settings, announce: Callable[[str], None], wanted: Callable[[], Settings]) -> int:
         raise ExceptionGroup("", [StartError("not the whole story"), ZeroDivisionError()])
 
     node(run_node)

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -212,8 +213,20 @@ def test_defaults_are_allowed_by_every_source() -> None:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_limit_is_named_with_its_unit(name: str) -> None:
     if name.endswith("_max"):
-        units = {"bytes", "seconds", "frames", "commands", "passes", "connections", "rooms", "fragments"}
-        assert name.removesuffix("_max").rpartition("_")[2] in units
+        units = [
+            "bytes",
+            "seconds",
+            "frames",
+            "commands",
+            "passes",
+            "connections",
+            "rooms",
+            "fragments",
+            "publications",
+            "subscribers",
+        ]
+        what = name.removesuffix("_max").removesuffix("_burst").removesuffix("_at_once")
+        assert re.sub("_per_[a-z]+$", "", what).rpartition("_")[2] in units or what == "publications"
 
 
 # Without characters that only the writer of TOML below would have to escape.

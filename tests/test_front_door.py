@@ -690,7 +690,7 @@ FAMILIES = {
     "gauge": "connections rooms subscriptions outboxes_queued outboxes_queued_bytes inbox_commands inbox_bytes "
     "inbox_readers_waiting histories history_publications history_bytes tasks build_info",
     "counter": "publications deliveries rooms_failed connections_opened connections_ended http_responses "
-    "internal_errors",
+    "internal_errors refusals",
 }
 
 

@@ -15,7 +15,6 @@ from typing import TypeVar
 import pytest
 import trio
 
-from hubbub.config import Settings
 from hubbub.core.frames import CLOSE, FIN
 from hubbub.listen import open_listeners
 from peers import SECONDS_MAX, Closed, Peer, connect, handshake, open_peer
@@ -200,7 +199,7 @@ async def test_second_signal_cuts_off(number: signal.Signals) -> None:
 async def test_all_addresses_of_a_name() -> None:
     """Port 0 is one free port for all addresses of the host name, and each is announced."""
     expected = []
-    for listener in open_listeners(Settings(host="localhost", port=0)):
+    for listener in open_listeners("localhost", 0):
         expected.append(listener.getsockname()[0])
         listener.close()
     with open_daemon("--host", "localhost") as daemon:

@@ -189,7 +189,7 @@ async def test_drain(keys: Keys) -> None:
         for text in texts:
             await one.send(text)
         assert await one.receive_texts(200) == texts
-        server.node.drain()
+        await server.node.drain()
         for peer, expected in ((two, texts), (one, [])):
             messages, closed = await peer.receive_until_closed()
             assert (messages, closed.code) == (expected, 1001)
@@ -297,7 +297,7 @@ async def test_drain_waits_for_no_tls_handshake(keys: Keys) -> None:
         with trio.fail_after(SECONDS_MAX):
             while not server.node.front_door.serving:
                 await trio.sleep(0.01)
-        server.node.drain()
+        await server.node.drain()
         assert await end_of(stream) == b""
 
 

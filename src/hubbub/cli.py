@@ -12,7 +12,7 @@ Rules:
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import trio
@@ -77,10 +77,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         return _refuse(error.problems)
     configure_logging(settings.log_format, settings.log_level, sys.stderr)
-    return _run(settings)
+    return _run(settings, lambda: load(arguments.config, os.environ, flags))
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: Settings, wanted: Callable[[], Settings]) -> int:
     # Imported late, as the other commands need nothing of the server.
     from hubbub.model.errors import StartError
     from hubbub.node import run_node
@@ -88,7 +88,7 @@ def _run(settings: Settings) -> int:
     status = 0
     problems: list[str] = []
     try:
-        status = trio.run(run_node, settings, _announce)
+        status = trio.run(run_node, settings, _announce, wanted)
     except* StartError as group:  # alone, or as one nursery or several wrapped it
         problems = [str(error) for error in _leaves(group)]
     return _refuse(problems) if problems else status

@@ -6,6 +6,8 @@ Rules:
   help of the command line and the lines that report a mistake are all made from its metadata (`config_sources`).
 - A limit has its unit in its name (`_seconds`, `_bytes`, `_frames`, …) and is never absent: there is no
   "unlimited". Its comment says where the number comes from.
+- A running server has one `Settings`, which all its parts share. What isn't in `FIXED` is looked at when it is
+  needed, so changing it there changes it everywhere.
 - Only `config_sources.load` checks; a `Settings` made by hand, as tests do, is taken as it is.
 """
 
@@ -25,6 +27,14 @@ Seconds = Annotated[float, Meta(ge=0.001, le=86_400.0)]
 Host = Annotated[str, Meta(pattern=r"(?a)\A[\w.:%-]+\Z", extra={"allowed": "a host name or an IP address"})]
 File = Annotated[str, Meta(pattern=r"\A[^\0]*\Z", extra={"allowed": "the path of a file, or nothing"})]
 Name = Annotated[str, Meta(min_length=1)]
+Switch = Annotated[bool, Meta(extra={"allowed": "true or false"})]
+Address = Annotated[
+    str, Meta(pattern=r"(?a)\A(([\w.%-]+|\[[\w.:%-]+\]):[0-9]{1,5})?\Z", extra={"allowed": "HOST:PORT, or nothing"})
+]
+Networks = Annotated[
+    list[Annotated[str, Meta(pattern=r"(?a)\A[0-9A-Fa-f.:]+(/[0-9]{1,3})?\Z")]],
+    Meta(extra={"allowed": "a list of IP addresses or networks, such as 10.0.0.0/8"}),
+]
 Names = Annotated[list[Name], Meta(extra={"allowed": "a list of strings, none of them empty"})]
 
 # A field whose metadata names a group is the first of that group.
@@ -39,7 +49,7 @@ _HEARTBEAT = {"group": "Heartbeat"}
 _ENDING = {"group": "Ending: of a connection, and of the server"}
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class Settings(msgspec.Struct, kw_only=True):
     """What one server runs with. A description is the comment that its field gets in the TOML file."""
 
     host: Annotated[Host, Meta(description="Address to listen on.", extra=_SERVER)] = "127.0.0.1"
@@ -57,6 +67,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             'host they connect to; "*": any. A client that names no origin is no browser and may connect.'
         ),
     ] = []
+    trusted_proxies: Annotated[
+        Networks,
+        Meta(
+            description="Addresses or networks of reverse proxies whose Forwarded or X-Forwarded-For header is "
+            "believed; the client it names is the one that counts."
+        ),
+    ] = []
+    proxy_protocol: Annotated[
+        Switch,
+        Meta(description="Whether connections begin with a PROXY protocol v2 header, from trusted_proxies only."),
+    ] = False
+    metrics_address: Annotated[
+        Address, Meta(description="HOST:PORT at which /metrics is answered instead, with /health; empty: the one port.")
+    ] = ""
     log_format: Annotated[
         LogFormat, Meta(description="Form of the log on stderr; auto: text on a terminal, else json.")
     ] = "auto"
@@ -68,6 +92,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     connections_spare: Annotated[
         Count, Meta(description="Connections above that, only to answer /health, /metrics and 503.")
     ] = 64
+    connections_per_address_max: Annotated[
+        Count, Meta(description="Connections of one client address (IPv6: /64): a large office behind one router.")
+    ] = 512
     head_bytes_max: Annotated[
         Bytes, Meta(description="Request line and headers; nginx and Node.js allow 8 to 16 KiB.")
     ] = 16_384
@@ -195,3 +222,33 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_seconds_max: Annotated[
         Seconds, Meta(description="From SIGTERM to the end; below the 30 s grace period of Kubernetes.")
     ] = 20.0
+
+
+FIXED = frozenset(
+    {
+        "connections_max",
+        "connections_spare",
+        "host",
+        "inbox_bytes_max",
+        "inbox_commands_max",
+        "log_format",
+        "metrics_address",
+        "port",
+        "proxy_protocol",
+        "tls_cert",
+        "tls_key",
+    }
+)
+"""What is fixed when the server starts. (The certificate's *files* are read again.)"""
+
+
+def change(running: Settings, wanted: Settings) -> tuple[list[str], list[str]]:
+    """Change the running settings to the wanted ones, where that is possible.
+
+    Returns the names of those that were changed, and of those that need a restart.
+    """
+    differing = [name for name in Settings.__struct_fields__ if getattr(running, name) != getattr(wanted, name)]
+    changed = [name for name in differing if name not in FIXED]
+    for name in changed:
+        setattr(running, name, getattr(wanted, name))
+    return changed, [name for name in differing if name in FIXED]

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import inspect
 
+from hubbub.auth.proxies import parse_networks
 from hubbub.config import Settings
 
 
@@ -100,6 +101,7 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, obje
         _take(source, chosen, problems)
     _check_pair("tls_cert", "tls_key", chosen, problems)
     _check_pair("tls_key", "tls_cert", chosen, problems)
+    _check_proxies(chosen, problems)
     if problems:
         raise ConfigError(problems)
     return Settings(**{name: value for name, (_, value) in chosen.items()})
@@ -140,6 +142,18 @@ def _check_pair(name: str, other: str, chosen: dict[str, tuple[str, Any]], probl
     where, value = chosen.get(name, ("", ""))
     if value and not chosen.get(other, ("", ""))[1]:
         problems.append(f"{where}: got {_show(value)} without {other}, allowed: both or neither")
+
+
+def _check_proxies(chosen: dict[str, tuple[str, Any]], problems: list[str]) -> None:
+    where, networks = chosen.get("trusted_proxies", ("", []))
+    try:
+        parse_networks(networks)
+    except (ValueError, TypeError) as error:
+        if not any(problem.startswith(f"{where}: got") for problem in problems):
+            problems.append(f"{where}: {error}")
+    where, value = chosen.get("proxy_protocol", ("", False))
+    if value is True and not networks:
+        problems.append(f"{where}: got true without trusted_proxies, allowed: both or neither")
 
 
 def _convert(name: str, value: object, strict: bool) -> object:

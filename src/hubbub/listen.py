@@ -7,6 +7,7 @@ slot when the node is full, and for a while when the process is out of file desc
 
 import contextlib
 import errno
+import resource
 import socket
 import ssl
 from collections.abc import Callable
@@ -23,19 +24,20 @@ BACKLOG = 4096
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 OUT_OF_RESOURCES_SECONDS = 0.25
 COMPLAIN_SECONDS = 10.0
+FILES_RESERVED = 64
+"""Open files that aren't connections: listeners, the log, Trio's own, the page being read, an answer to /metrics."""
 NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 """A name may stand for an address that this machine doesn't have: `localhost` for ::1 without IPv6."""
 
 log = structlog.get_logger()
 
 
-def open_listeners(settings: Settings) -> list[socket.socket]:
+def open_listeners(host: str, port: int) -> list[socket.socket]:
     """Return a listening socket for each address that the host name stands for; the caller closes them.
 
     Raises:
         StartError: the address can't be used.
     """
-    host, port = settings.host, settings.port
     opened: list[socket.socket] = []
     missing = OSError("it stands for no address")
     try:
@@ -93,6 +95,28 @@ def load_tls(settings: Settings) -> ssl.SSLContext | None:
 
 def _no_password() -> str:
     raise ValueError("the key is encrypted; a key without a password is needed")
+
+
+def open_operators_listeners(settings: Settings) -> list[socket.socket]:
+    """Return the listening sockets of `metrics_address`, none if it is empty; the caller closes them.
+
+    Raises:
+        StartError: the address can't be used.
+    """
+    if not settings.metrics_address:
+        return []
+    host, _, port = settings.metrics_address.rpartition(":")
+    return open_listeners(host.strip("[]"), int(port))
+
+
+def fit_file_limit(settings: Settings) -> None:
+    """Raise the limit of open files to the most this process may have, and lower `connections_max` to fit under it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    most = hard - FILES_RESERVED - settings.connections_spare
+    if hard != resource.RLIM_INFINITY and settings.connections_max > most:
+        log.warning("connections_max lowered", wanted=settings.connections_max, now=max(1, most), file_limit=hard)
+        settings.connections_max = max(1, most)
 
 
 def url_of(listener: socket.socket, tls: bool) -> str:

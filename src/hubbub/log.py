@@ -5,16 +5,41 @@ Rules:
 - hubbub logs through structlog (`structlog.get_logger()`), the libraries through the standard library. Both
   end in one handler of the standard library, so they look the same, and a stream that cannot be written to
   (a full disk, a closed pipe) costs log entries but never raises into the server.
+- One event is written at most 20 times a second: an attack costs log lines, not the disk. The next entry of that
+  event says how many were left out, as `suppressed`.
 - The level is hubbub's own. Libraries are heard from WARNING up: what they say below it is for their authors.
 """
 
 import logging
+import time
 from typing import TextIO
 
 import structlog
 from structlog.stdlib import ProcessorFormatter
 
 from hubbub.config import LogFormat, LogLevel
+
+SAME_PER_SECOND_MAX = 20
+
+
+class Throttle:
+    """A structlog processor that leaves out what repeats too fast, by the event's name."""
+
+    def __init__(self) -> None:
+        self._windows: dict[str, tuple[float, int]] = {}  # event -> when its second began, how many since
+
+    def __call__(self, logger: object, method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        """Pass the entry on, or drop it."""
+        event, now = str(entry.get("event")), time.monotonic()
+        began, count = self._windows.get(event, (now, 0))
+        if now - began >= 1:
+            if count > SAME_PER_SECOND_MAX:
+                entry["suppressed"] = count - SAME_PER_SECOND_MAX
+            began, count = now, 0
+        self._windows[event] = (began, count + 1)
+        if count >= SAME_PER_SECOND_MAX:
+            raise structlog.DropEvent
+        return entry
 
 
 def configure_logging(log_format: LogFormat, log_level: LogLevel, stream: TextIO) -> None:
@@ -44,7 +69,7 @@ def configure_logging(log_format: LogFormat, log_level: LogLevel, stream: TextIO
     hubbub = logging.getLogger("hubbub")
     hubbub.setLevel(level)
     structlog.configure(
-        processors=[*annotate, ProcessorFormatter.wrap_for_formatter],
+        processors=[Throttle(), *annotate, ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: hubbub,
     )

@@ -67,6 +67,12 @@ def client_address(
     return named.pop() if len(named) == 1 else None
 
 
+def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:
+    """Return whether `peer` is one of the trusted proxies; False if it isn't an IP address."""
+    address = _parse_address(peer)
+    return address is not None and _is_in(address, trusted)
+
+
 def is_loopback(address: str) -> bool:
     """Return whether `address` is of this machine; False if it isn't an IP address.
 

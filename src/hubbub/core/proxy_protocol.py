@@ -24,7 +24,7 @@ HEADER_BYTES_MAX: Final = 536
 """The header is designed to fit in the smallest TCP segment that every host must take (section 2)."""
 
 _V1: Final = b"PROXY "
-_FIXED_BYTES: Final = 16
+FIXED_BYTES: Final = 16
 _LOCAL: Final = 0
 _PROXY: Final = 1
 _FAMILY_MAX: Final = 3
@@ -49,9 +49,9 @@ def read_header(data: bytes) -> tuple[str | None, int] | None:
         ProxyProtocolError: `data` can't be, or become, such a header. The first byte that is wrong is enough.
     """
     _check_fixed(data)
-    if len(data) < _FIXED_BYTES:
+    if len(data) < FIXED_BYTES:
         return None
-    length = _FIXED_BYTES + int.from_bytes(data[14:16], "big")
+    length = FIXED_BYTES + int.from_bytes(data[14:16], "big")
     if len(data) < length:
         return None
     return _source(data), length
@@ -79,10 +79,10 @@ def _check_fixed(data: bytes) -> None:
         raise ProxyProtocolError(f"address family {family} with transport {transport} is unknown")
     # With one byte of the length still to come, this is the least that it can be.
     length = int.from_bytes(data[14:16].ljust(2, b"\0"), "big")
-    if _FIXED_BYTES + length > HEADER_BYTES_MAX:
+    if FIXED_BYTES + length > HEADER_BYTES_MAX:
         raise ProxyProtocolError(f"the header is longer than {HEADER_BYTES_MAX} bytes")
     needed = _ADDRESS_BYTES.get(kind, 0)
-    if len(data) >= _FIXED_BYTES and length < needed:
+    if len(data) >= FIXED_BYTES and length < needed:
         raise ProxyProtocolError(f"the header has {length} bytes for addresses that take {needed}")
 
 

@@ -39,6 +39,9 @@ class Metrics:
         self._responses = prometheus_client.Counter(
             "hubbub_http_responses", "HTTP responses by status.", ["status"], registry=self._registry
         )
+        self._refusals = prometheus_client.Counter(
+            "hubbub_refusals", "Clients turned away, by the limit they met.", ["limit"], registry=self._registry
+        )
         self._errors = prometheus_client.Counter(
             "hubbub_internal_errors", "Exceptions that nobody expected.", registry=self._registry
         )
@@ -56,9 +59,17 @@ class Metrics:
         if end is End.INTERNAL_ERROR:
             self._errors.inc()
 
+    def ended(self, end: End) -> int:
+        """Return how many connections have ended so."""
+        return int(self._registry.get_sample_value("hubbub_connections_ended_total", {"reason": end.value}) or 0)
+
     def count_response(self, status: int) -> None:
         """Count one HTTP response."""
         self._responses.labels(str(status)).inc()
+
+    def count_refusal(self, limit: str) -> None:
+        """Count one client that was turned away."""
+        self._refusals.labels(limit).inc()
 
     def count_error(self) -> None:
         """Count one exception that nobody expected."""
