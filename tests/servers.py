@@ -15,8 +15,9 @@ import msgspec
 import trio
 
 from hubbub.config import Settings
+from hubbub.daemon import Running, serve_socket
 from hubbub.listen import open_listeners, run_accept_loop
-from hubbub.node import Node, Running, open_node, serve_socket
+from hubbub.node import Node, open_node
 
 UNHURRIED = {
     "publications_per_second_max": 10_000_000,

@@ -12,14 +12,14 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"errors"},
     {"config"},
-    {"config_sources"},
     {"model", "systemd"},
     {"core"},
     {"dialects", "engines", "auth"},
     {"hub"},
     {"connection"},
     {"web", "listen", "log"},
-    {"node"},
+    {"config_sources", "node"},
+    {"daemon"},
     {"cli"},
     {"__main__"},
 ]
@@ -60,6 +60,7 @@ WAITS = {
     "connection.connection.Connection._say_goodbye": {"_answered", "aclose", "flushed"},
     "connection.connection._answered": {"get_message"},
     "connection.linger.linger": {"receive_some", "shutdown_send", "sleep"},
+    "connection.proxy_header.receive_proxy_header": {"wait_readable"},
     # Housekeeping: for the clock.
     "connection.heartbeat.run_heartbeat": {"checkpoint", "sleep"},
 }

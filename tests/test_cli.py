@@ -168,12 +168,12 @@ def test_reader_of_stdout_has_left(argv: list[str]) -> None:
 
 @pytest.fixture
 def node(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunNode], None]:
-    """Puts a function in the place of `run_node`."""
+    """Puts a function in the place of `run_daemon`."""
 
-    def replace(run_node: RunNode) -> None:
-        module = ModuleType("hubbub.node")
-        module.__dict__["run_node"] = run_node
-        monkeypatch.setitem(sys.modules, "hubbub.node", module)
+    def replace(run_daemon: RunNode) -> None:
+        module = ModuleType("hubbub.daemon")
+        module.__dict__["run_daemon"] = run_daemon
+        monkeypatch.setitem(sys.modules, "hubbub.daemon", module)
         monkeypatch.setattr("hubbub.cli.configure_logging", lambda *_: None)
 
     return replace
@@ -185,12 +185,12 @@ def test_serve_gives_the_node_its_settings_and_returns_its_status(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async def run_node(settings: Settings, announce: Callable[[str], None], wanted: Callable[[], Settings]) -> int:
+    async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted: Callable[[], Settings]) -> int:
         assert settings == Settings(host="::1", port=3, rooms_max=2, history_size=1)
         announce("http://[::1]:3")
         return 1
 
-    node(run_node)
+    node(run_daemon)
     (place / "hubbub.toml").write_text("port = 1\nrooms_max = 1\nhistory_size = 1")
     monkeypatch.setenv("HUBBUB_ROOMS_MAX", "2")
     monkeypatch.setenv("HUBBUB_PORT", "2")
@@ -212,19 +212,19 @@ def test_start_error_is_one_line(
     node: Callable[[RunNode], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async def run_node(settings: Settings, announce: Callable[[str], None], wanted: Callable[[], Settings]) -> int:
+    async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted: Callable[[], Settings]) -> int:
         raise error
 
-    node(run_node)
+    node(run_daemon)
     assert status_of("serve") == 2
     assert capsys.readouterr().err.splitlines() == lines
 
 
 def test_an_error_of_ours_is_not_hidden(node: Callable[[RunNode], None]) -> None:
-    async def run_node(settings: Settings, announce: Callable[[str], None], wanted: Callable[[], Settings]) -> int:
+    async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted: Callable[[], Settings]) -> int:
         raise ExceptionGroup("", [StartError("not the whole story"), ZeroDivisionError()])
 
-    node(run_node)
+    node(run_daemon)
     with pytest.raises(ExceptionGroup) as caught:
         status_of("serve")
     assert caught.value.subgroup(ZeroDivisionError)

@@ -82,13 +82,13 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _run(settings: Settings, wanted: Callable[[], Settings]) -> int:
     # Imported late, as the other commands need nothing of the server.
+    from hubbub.daemon import run_daemon
     from hubbub.model.errors import StartError
-    from hubbub.node import run_node
 
     status = 0
     problems: list[str] = []
     try:
-        status = trio.run(run_node, settings, _announce, wanted)
+        status = trio.run(run_daemon, settings, _announce, wanted)
     except* StartError as group:  # alone, or as one nursery or several wrapped it
         problems = [str(error) for error in _leaves(group)]
     return _refuse(problems) if problems else status

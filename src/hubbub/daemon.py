@@ -1,0 +1,186 @@
+"""The daemon: a node with listening sockets and signals around it.
+
+run_daemon
+├─ signal watcher             SIGTERM, SIGINT: the first drains, the second cuts off; SIGHUP: settings anew
+├─ watchdog                   if systemd wants one
+└─ open_node                  hub, housekeeping, connections (`hubbub.node`)
+   └─ listening nursery       cancelled first
+      └─ accept loop          one a listening socket
+"""
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Callable
+
+import msgspec
+import structlog
+import trio
+
+from hubbub import systemd
+from hubbub.auth.proxies import is_trusted, parse_networks
+from hubbub.config import Settings, change
+from hubbub.connection.proxy_header import receive_proxy_header
+from hubbub.connection.transport import TcpTransport, TlsTransport
+from hubbub.core.proxy_protocol import ProxyProtocolError
+from hubbub.listen import (
+    fit_file_limit,
+    load_tls,
+    open_listeners,
+    open_operators_listeners,
+    run_accept_loop,
+    url_of,
+)
+from hubbub.log import configure_logging
+from hubbub.model.end import End
+from hubbub.node import Node, open_node
+
+log = structlog.get_logger()
+
+
+async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted: Callable[[], Settings]) -> int:
+    """Run a node until a signal ends it; return the exit status: 0 after a drain, 1 after a second signal.
+
+    Args:
+        settings: what to start with; the caller's object isn't changed.
+        announce: called with the address of each listening socket, once connections are accepted.
+        wanted: called on SIGHUP: the settings as their sources have them now; raises what is wrong with them.
+
+    Raises:
+        StartError: it can't listen as configured.
+    """
+    running = Running(msgspec.structs.replace(settings), load_tls(settings), wanted)
+    settings = running.settings
+    fit_file_limit(settings)
+    slots = trio.Semaphore(settings.connections_max + settings.connections_spare)
+    with contextlib.ExitStack() as listening_sockets:
+        listeners = open_listeners(settings.host, settings.port)
+        operators = open_operators_listeners(settings)
+        for listener in (*listeners, *operators):
+            listening_sockets.enter_context(listener)
+        async with trio.open_nursery() as watching:
+            async with open_node(settings, random.Random()) as (node, connections):
+
+                def start(connected: socket.socket, peer: str) -> None:
+                    connections.start_soon(serve_socket, node, running, slots, connected, peer)
+
+                def start_operators(connected: socket.socket, peer: str) -> None:
+                    connections.start_soon(serve_operators, node, slots, connected, peer)
+
+                await watching.start(watch_signals, running, connections.cancel_scope)
+                watching.start_soon(run_watchdog)
+                async with trio.open_nursery() as listening:
+                    for listener in operators:
+                        listening.start_soon(run_accept_loop, listener, slots, start_operators)
+                    for listener in listeners:
+                        listening.start_soon(run_accept_loop, listener, slots, start)
+                        announce(url_of(listener, running.tls is not None))
+                    systemd.notify("READY=1")
+                    await running.stopping.wait()
+                    systemd.notify("STOPPING=1")
+                    listening.cancel_scope.cancel()
+                listening_sockets.close()
+            watching.cancel_scope.cancel()
+    log.info("stopped", cut_off=node.metrics.ended(End.CANCELLED))
+    return 1 if running.cut_off else 0
+
+
+class Running:
+    """What signals change while a node runs.
+
+    Attributes:
+        settings: shared by all parts of the node.
+        tls: for connections that are accepted from now on.
+        stopping: set by the first SIGTERM or SIGINT.
+        cut_off: whether there was a second.
+    """
+
+    def __init__(self, settings: Settings, tls: ssl.SSLContext | None, wanted: Callable[[], Settings]) -> None:
+        self.settings = settings
+        self.tls = tls
+        self.stopping = trio.Event()
+        self.cut_off = False
+        self._wanted = wanted
+
+    def reload(self) -> None:
+        """Take the settings as they are now, and the certificate. What is wrong is logged, and changes nothing."""
+        try:
+            wanted = self._wanted()
+            tls = load_tls(self.settings)
+        except Exception as error:
+            log.error("reload failed; nothing is changed", why=str(error).splitlines())
+            return
+        self.tls = tls
+        changed, need_restart = change(self.settings, wanted)
+        configure_logging(self.settings.log_format, self.settings.log_level, sys.stderr)
+        log.info("reloaded", changed=changed, need_restart=need_restart, certificate=tls is not None)
+
+
+async def serve_socket(
+    node: Node, running: Running, slots: trio.Semaphore, connected: socket.socket, peer: str
+) -> None:
+    """Serve an accepted socket, and give back the slot that the accept loop has taken for it."""
+    try:
+        with connected:
+            local_address = connected.getsockname()[0]
+            client = await client_by_proxy(node, connected, peer) if running.settings.proxy_protocol else peer
+            if client is not None:
+                transport = TlsTransport(connected, running.tls) if running.tls else TcpTransport(connected)
+                await node.front_door.serve(transport, client, local_address)
+    finally:
+        slots.release()
+
+
+async def serve_operators(node: Node, slots: trio.Semaphore, connected: socket.socket, peer: str) -> None:
+    """Serve a socket accepted at the operators' own address."""
+    try:
+        with connected:
+            await node.front_door.serve(TcpTransport(connected), peer, connected.getsockname()[0], operators=True)
+    finally:
+        slots.release()
+
+
+async def client_by_proxy(node: Node, connected: socket.socket, peer: str) -> str | None:
+    """Return the client's address as the proxy's header names it; None if the connection isn't acceptable."""
+    settings = node.settings
+    if is_trusted(peer, parse_networks(settings.trusted_proxies)):
+        try:
+            with trio.fail_after(settings.head_seconds_max):
+                return await receive_proxy_header(connected) or peer
+        except (trio.BrokenResourceError, trio.TooSlowError):
+            return None
+        except ProxyProtocolError as error:
+            log.info("refused", limit="proxy_protocol", peer=peer, why=str(error))
+    node.metrics.count_refusal("proxy_protocol")
+    return None
+
+
+async def watch_signals(
+    running: Running, connections: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """SIGINT or SIGTERM: the first drains, the next cancels `connections`. SIGHUP: reload."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        task_status.started()
+        async for number in signals:
+            name = signal.Signals(number).name
+            if number == signal.SIGHUP:
+                running.reload()
+            elif running.stopping.is_set():
+                log.warning("cutting off", signal=name)
+                running.cut_off = True
+                connections.cancel()
+            else:
+                log.info("draining", signal=name)
+                running.stopping.set()
+
+
+async def run_watchdog() -> None:
+    """Tell systemd that we are alive, as often as it wants; the hub's and everyone's turn comes in between."""
+    seconds = systemd.watchdog_seconds(os.environ, os.getpid())
+    while seconds is not None:
+        systemd.notify("WATCHDOG=1")
+        await trio.sleep(seconds)
