@@ -20,14 +20,12 @@ import random
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from pipes import make_pipe
 from unittest import mock
 
 import msgspec
 import structlog
 import trio
-from peers import Closed, HandshakeRefused, Peer, close_payload, handshake, shake_hands
-from pipes import PipeStream, make_pipe
-from servers import leftovers, until_quiet
 from trio._core import _run
 from trio.testing import MockClock
 
@@ -37,12 +35,15 @@ from hubbub.core.frames import BINARY, CLOSE, CONTINUATION, FIN, MASKED, PING, P
 from hubbub.model.command import Refused, Subscribe, Subscribed
 from hubbub.model.publication import Publication
 from hubbub.node import Node, open_node
+from peers import Closed, HandshakeRefused, Peer, close_payload, handshake, shake_hands
+from servers import leftovers, until_quiet
 
 CODES = {
     "peer_closed": {1000},
     "protocol_error": {1002, 1007},
     "message_too_large": {1009},
     "too_many_fragments": {1008},
+    "too_many_control_frames": {1008},
     "no_pong": {1011},
     "slow_consumer": {1013},
     "write_stall": set[int](),
@@ -153,8 +154,13 @@ def make_settings(rng: random.Random) -> Settings:
         keepalive_seconds_max=4.0,
         message_bytes_max=4096,
         message_fragments_max=6,
+        control_frames_per_second_max=100,
+        publications_per_second_max=rng.choice([100, 10_000]),
+        publications_burst_max=rng.choice([10, 1000]),
+        rate_seconds_max=1000.0,
+        commands_at_once_max=rng.choice([1, 64]),
         outbox_bytes_max=8192,
-        outbox_frames_max=rng.choice([32, 256]),
+        outbox_frames_max=rng.choice([12, 40, 256]),
         write_stall_seconds_max=3.0,
         inbox_commands_max=rng.choice([2, 8, 64]),
         inbox_bytes_max=rng.choice([4096, 32768]),
@@ -206,7 +212,7 @@ class Client:
         self.room = room
         self.rng = rng
         self.history = rng.choice([0, 0, 3, 10, 1000])
-        transport, self.stream = make_pipe(random.Random(rng.getrandbits(64)), rng.choice([256, 1024, 4096]))
+        transport, self.stream = make_pipe(random.Random(rng.getrandbits(64)), rng.choice([64, 256, 1024, 4096]))
         self.transport = transport
         self.attempted: list[bytes] = []
         self.faults: set[str] = set()
@@ -261,7 +267,7 @@ class Client:
             self.over.set()
             return False
         self.note("connected")
-        self._peer = HearingPeer(self.stream, peer._buffer)
+        self._peer = HearingPeer(self.stream, bytes(peer._buffer))
         self.world.nursery.start_soon(self._read, self._peer)
         return True
 
@@ -314,7 +320,11 @@ class Client:
     def _check_rest(self, rest: bytes) -> None:
         """The stream ended within a frame: that must be the beginning of one that was due."""
         if rest:
-            due = [PING_FRAME, *(encode_frame(PONG, payload) for payload in self._pings[:1]), *self.expected[self.seen :]]
+            due = [
+                PING_FRAME,
+                *(encode_frame(PONG, payload) for payload in self._pings[:1]),
+                *self.expected[self.seen :],
+            ]
             assert self.told is None, f"{self.name} got bytes after the Close"
             assert rest[0] == FIN | CLOSE or any(frame.startswith(rest) for frame in due[:3]), (
                 f"{self.name} was left with {rest[:40]!r}…{rest[-40:]!r}, which isn't the beginning of what was due"
@@ -387,7 +397,7 @@ class Client:
             (1, self.publish_mixture),
         ]
         harmful: list[tuple[float, Callable[[], Awaitable[None]]]] = [
-            (2.5, self.stall),
+            (3, self.stall),
             (0.4, self.say_close),
             (0.2, self.half_close),
             (0.2, self.reset),
@@ -397,6 +407,7 @@ class Client:
             (0.1, self.send_too_many_fragments),
             (0.3, self.violate),
             (0.1, self.break_off),
+            (0.3, self.flood_with_pings),
         ]
         choices = harmless if good else harmless + harmful
         (_, action), *_ = self.rng.choices(choices, [weight for weight, _ in choices])
@@ -437,7 +448,9 @@ class Client:
         if not self.stream.inbound.stalled:
             self.do("stall", fault=True)
             self.stream.stall()
-            self.world.nursery.start_soon(self._resume, self.rng.uniform(0.1, 5.0))
+            self.world.nursery.start_soon(
+                self._resume, self.rng.choice([0.3, 1.0, 2.0, 5.0]) * self.rng.uniform(0.5, 1.5)
+            )
 
     async def _resume(self, seconds: float) -> None:
         await trio.sleep(seconds)
@@ -448,7 +461,9 @@ class Client:
     async def say_close(self) -> None:
         """Close in good order; sometimes with much right before it."""
         before = self.some() if self.rng.random() < 0.5 else b""
-        after = self.rng.choice([b"", b"", self.frame(PING, b"late"), self.frame(CLOSE, b""), self.frame(TEXT, b"late")])
+        after = self.rng.choice(
+            [b"", b"", self.frame(PING, b"late"), self.frame(CLOSE, b""), self.frame(TEXT, b"late")]
+        )
         self.do("close", fault=True)
         self._close_sent = True
         await self.write(before + self.frame(CLOSE, close_payload(1000)) + after)
@@ -500,6 +515,13 @@ class Client:
         some = self.some()
         pieces = [self.frame(CONTINUATION if index else TEXT, b"f", fin=False) for index in range(9)]
         await self.write(some + b"".join(pieces))
+        await self.until_served()
+
+    async def flood_with_pings(self) -> None:
+        """Send more pings than are allowed, with messages before and after."""
+        self.do("ping flood", fault=True)
+        before = self.some()
+        await self.write(before + b"".join(self.ping() for _ in range(150)) + self.some())
         await self.until_served()
 
     async def violate(self) -> None:
@@ -597,6 +619,7 @@ class World:
         self.clients: dict[str, Client] = {}
         self.rooms = {f"room{number}": Room(f"room{number}") for number in range(self.rng.randint(1, 3))}
         self.settings = make_settings(self.rng)
+        self.calm = self.rng.choice([1, 2, 10])  # where little is said, who stalls isn't evicted first
 
     def note(self, who: str, what: str) -> None:
         """Add a line to the trace."""
@@ -682,7 +705,7 @@ class World:
     async def _act(self, index: int, rng: random.Random, connections: trio.Nursery) -> None:
         """Be one client after the other, until the chaos is over. The first is always a good one."""
         good = index == 0 or rng.random() < 0.3
-        busy = rng.choice([0.05, 0.2, 0.5])
+        busy = rng.choice([0.05, 0.2, 0.5]) * self.calm
         with trio.move_on_at(CHAOS_SECONDS):
             await _sleep(rng.uniform(0, 2))
             for life in range(100):
@@ -704,8 +727,9 @@ class World:
             client.let_go()
 
     async def _connect(self, client: Client) -> bool:
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True):  # half a request is sent only on purpose
             return await client.connect()
+        raise AssertionError("this scope is never cancelled")
 
     async def _stumble(self, client: Client) -> None:
         """Vanish during the handshake."""

@@ -11,7 +11,7 @@ Rules:
    the body closes. Ending is not cancellation: frames that have begun are finished, a Close is sent. What the peer
    sent before its own end is published.
 3. Leaving the hub is synchronous, happens on every path, and happens before goodbye is said.
-4. Every wait has a deadline: the 101, the goodbye (`close_seconds_max`), each piece of a send.
+4. Every wait has a deadline: joining (`head_seconds_max`), the goodbye (`close_seconds_max`), each piece of a send.
 5. When the body is done, the nursery is cancelled: nobody waits for the reader.
 """
 
@@ -185,14 +185,13 @@ class Connection:
     async def run(self) -> Refused | None:
         """Join, open, serve, say goodbye."""
         settings = self._services.settings
-        refused = websocket = None
+        refused: Refused | None = Refused("the room is too busy")
         with trio.move_on_after(settings.head_seconds_max) as self._scope:
             refused = await self._join()
-            if refused is None:
-                websocket = await self._open()
-        if websocket is None:
-            self.end(End.REFUSED if refused else End.HANDSHAKE_TIMEOUT)
-            return refused or self._unopened()
+        if refused is not None or self.ended is not None:
+            self.end(End.HANDSHAKE_TIMEOUT if self._scope.cancelled_caught else End.REFUSED)
+            return refused or Refused("the server is shutting down")
+        websocket = await self._open()
         self._services.count_open()
         await self._serve(websocket)
         self.leave()
@@ -236,25 +235,15 @@ class Connection:
         answer = answers[0]
         return answer if isinstance(answer, Refused) else None
 
-    async def _open(self) -> trio_websocket.WebSocketConnection | None:
-        """Let trio-websocket read the head and send the 101; None if the peer is gone."""
+    async def _open(self) -> trio_websocket.WebSocketConnection:
+        """Let trio-websocket read the head and queue the 101: it waits for our own tasks only."""
         request = await trio_websocket.wrap_server_stream(
             self._nursery,
             self.wire,
             max_message_size=self._services.settings.message_bytes_max,
             receive_buffer_size=None,
         )
-        try:
-            return await request.accept()
-        except trio_websocket.ConnectionClosed:
-            self.end(End.PEER_RESET)
-            return None
-
-    def _unopened(self) -> Refused | None:
-        """Return what to tell a peer that ended before its 101; None if it has seen a part of that already."""
-        if self.outbox.bytes_sent or self.ended is End.PEER_RESET:
-            return None
-        return Refused("the server is shutting down" if self.ended is End.SHUTDOWN else "the room is too busy")
+        return await request.accept()
 
     async def _serve(self, websocket: trio_websocket.WebSocketConnection) -> None:
         """Take the messages that went through trio-websocket, until the connection ends."""
@@ -287,13 +276,16 @@ class Connection:
             if self.ended in (End.PEER_CLOSED, End.PROTOCOL_ERROR):
                 await _answered(websocket)
                 verdict = websocket.closed
-                if self.outbox.state is not State.SEALED and verdict is not None:
-                    # trio-websocket has closed without a word; RFC 6455 section 7.1.7 wants one.
-                    self.ended = End.PROTOCOL_ERROR
-                    self.outbox.seal(encode_close(verdict.code, verdict.reason or verdict.name))
+                last_word = encode_close(verdict.code, verdict.reason or verdict.name) if verdict else b""
             else:
                 disconnect = self.encoder.disconnect(self.ended)
+                last_word = encode_close(disconnect.code, disconnect.reason)
                 await websocket.aclose(disconnect.code, disconnect.reason)
+            if self.outbox.state is not State.SEALED:
+                # trio-websocket found fault with the input, and closed without a word: RFC 6455 section 7.1.7 wants one.
+                if self.ended is End.PEER_CLOSED:
+                    self.ended = End.PROTOCOL_ERROR
+                self.outbox.seal(last_word)
             await self.outbox.flushed()
 
 

@@ -5,7 +5,7 @@ at its private parts. Its reader task calls `receive_some`; that is where the co
 
 Rules:
 1. What trio-websocket sees first is a request head that the front door wrote from checked fields, never the
-   client's bytes. Until the 101 has been sent nothing more is read.
+   client's bytes. Until the 101 is in the outbox nothing more is read.
 2. Complete, ordinary data frames (FIN, no RSV, masked, minimal length, valid UTF-8) go straight to the session, and
    well-formed pings are answered, here: 2 µs instead of 60. All else goes to trio-websocket: Closes, fragments, and
    the verdict on whatever is malformed. (A ping that it would come to after our Close would be an error there.)
@@ -16,7 +16,7 @@ Rules:
    what still comes of that frame is skipped, so that the peer's Close can be seen.
 6. Once the connection ends, or the peer has sent its Close, data is discarded; only a Close goes on.
 7. b'' means the end of the stream, never "only data frames came".
-8. Outbound, everything goes to the outbox; the 101 and the Close wait until they are out.
+8. Outbound, everything goes to the outbox; only a Close waits until it is out.
 
 RFC 6455 sections 5.2 to 5.5.
 """
@@ -221,10 +221,10 @@ class Wire(trio.abc.Stream):
             if opcode > PONG or not first & FIN or length > CONTROL_BYTES_MAX:
                 raise MalformedFrameError("not a control frame of RFC 6455")
             return self._ending and opcode != CLOSE
-        if opcode > BINARY or (opcode == CONTINUATION) != (self._fragments > 0):
-            raise MalformedFrameError("not a data frame that may stand here")
         if self._ending:
             return True
+        if opcode > BINARY or (opcode == CONTINUATION) != (self._fragments > 0):
+            raise MalformedFrameError("not a data frame that may stand here")
         if self._message_bytes + length > self._settings.message_bytes_max:
             self._refuse(End.MESSAGE_TOO_LARGE)
             return True
@@ -259,15 +259,14 @@ class Wire(trio.abc.Stream):
     # -- what trio-websocket sends
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Queue what trio-websocket sends: the 101, and in the end a Close.
+        """Queue what trio-websocket sends: the 101, and in the end a Close, which waits until it is out.
 
         Raises:
-            trio.BrokenResourceError: it can't be sent any more.
+            trio.BrokenResourceError: the Close couldn't be sent.
         """
         frame = bytes(data)
         if self._opening is not None:
             self._outbox.open(frame)
-            await self._outbox.flushed()
             self._opening.set()
             self._opening = None
         else:
