@@ -168,7 +168,7 @@ async def test_an_evicted_peer_gets_a_whole_frame_and_the_reason(kind: str) -> N
     """A slow consumer, once it reads again: whole frames in order up to the eviction, then 1013."""
     async with open_world(kind, outbox_bytes_max=100_000) as world:
         reader, publisher = await world.open_peer(), await world.open_peer()
-        sent = []
+        sent: list[str] = []
         while len(world.node.connections) == 2 and not any(box.ended for box in world.node.connections):
             text = f"{len(sent)}:" + "z" * 16_000
             await publisher.send(text)
