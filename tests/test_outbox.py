@@ -211,3 +211,33 @@ def test_an_eviction_ends_at_a_frames_end(
     whole = got.removesuffix(CLOSE_FRAME)
     offered = [*frames, *[frame(9999)] * 100]
     assert whole in [b"".join(offered[:count]) for count in range(len(offered) + 1)]
+
+
+async def test_history_is_no_slowness_but_bounded() -> None:
+    """A newcomer's history comes on top of the limits, once: what waits beyond both is refused, and never raises."""
+    async with open_rig(capacity=50, outbox_frames_max=10, outbox_bytes_max=10_000) as rig:
+        history = b"".join(frame(number) for number in range(100))
+        rig.outbox.offer_history(history, 100)
+        rig.outbox.offer(frame(100))
+        rig.outbox.open(HEAD)
+        assert not rig.ends
+        expected = HEAD + history + frame(100)
+        assert await rig.read(len(expected)) == expected
+        rig.peer.stall()
+        for number in range(200):
+            rig.outbox.offer(frame(number))
+        assert rig.ends == [End.SLOW_CONSUMER]
+        assert rig.outbox.frames_queued <= 3  # what has begun
+
+
+async def test_evicted_before_the_101() -> None:
+    """Who is over the limits while HELD gets the 101 and the Close, and nothing that would leave a gap."""
+    async with open_rig(capacity=50, outbox_frames_max=3) as rig:
+        for number in range(10):
+            rig.outbox.offer(frame(number))
+        assert rig.ends == [End.SLOW_CONSUMER]
+        rig.outbox.open(HEAD)
+        rig.outbox.seal(CLOSE_FRAME)
+        assert await rig.read(len(HEAD + CLOSE_FRAME)) == HEAD + CLOSE_FRAME
+        await rig.outbox.flushed()
+        assert rig.outbox.is_done

@@ -263,6 +263,8 @@ class Client:
             peer = await shake_hands(self.stream, request)
         except (HandshakeRefused, trio.BrokenResourceError, trio.TooSlowError) as error:
             self.do(f"no handshake ({type(error).__name__})")
+            answer = error.response if isinstance(error, HandshakeRefused) else b""
+            assert b"HTTP/1.1 ".startswith(answer[:9]), f"{self.name} was answered {answer[:40]!r}"
             self.stream.reset()
             self.over.set()
             return False

@@ -76,8 +76,8 @@ class Backlog:
     def __init__(self, frames_max: int, total: OutboxTotal) -> None:
         self._total = total
         self._closed = False
-        # Each piece has at least one frame, so this suffices for what `is_over` lets in, and one Close.
-        self._put, self._take = trio.open_memory_channel[tuple[bytes, int]](frames_max + 1)
+        # Each piece has at least one frame, so this suffices for what `is_over` lets in, the history, and the Close.
+        self._put, self._take = trio.open_memory_channel[tuple[bytes, int]](frames_max + 2)
         self.bytes = 0
         self.frames = 0
         self.history_bytes = 0  # of these, put by `offer_history`: a newcomer isn't slow for what it has asked for
@@ -229,14 +229,14 @@ class Outbox:
             self._on_end(End.SLOW_CONSUMER)
 
     def open(self, head: bytes) -> None:
-        """Send `head` (the 101), then what was offered while HELD, then whatever comes."""
+        """Send `head` (the 101), then what was offered while HELD, then whatever comes. To be called once."""
         if self._state is State.HELD:
             self._state = State.OPEN
-            if self._backlog is None:
-                self._direct = True
-                self._send(head, 0)
-            else:
-                self._start_writer(head, 0, 0)
+        if self._backlog is not None:
+            self._start_writer(head, 0, 0)  # also for one who was evicted while HELD: the 101, then the Close
+        else:
+            self._direct = self._state is State.OPEN
+            self._send(head, 0)
 
     def seal(self, close_frame: bytes) -> None:
         """Send the Close after everything queued, and take nothing more; does nothing unless OPEN or EVICTED."""
@@ -292,6 +292,7 @@ class Outbox:
                 self._break(failure)
                 return
             backlog.frames -= frames
+            backlog.history_frames -= min(backlog.history_frames, frames)  # it is what goes first
             (piece, frames), sent = backlog.take(), 0
         # No checkpoint since `take` found nothing: nobody can have put a piece that would be left behind.
         self._finish(self._state)
@@ -312,6 +313,7 @@ class Outbox:
                 return End.WRITE_STALL
             sent += taken
             backlog.count(-taken)
+            backlog.history_bytes -= min(backlog.history_bytes, taken)
             self.bytes_sent += taken
         backlog.count(sent - len(piece))
         backlog.dropping = False  # what was put after the drop, the Close, is wanted
