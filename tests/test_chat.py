@@ -9,7 +9,7 @@ import trio.testing
 from hubbub.core.frames import BINARY, CLOSE, PING, PONG, TEXT
 from peers import Closed, Peer, client_frame, open_peer
 from servers import open_daemon, open_server, until_quiet
-from tools import need
+from tools import need_node_with_websocket
 
 ARTICLE_CLIENT = """
 const socket = new WebSocket(process.argv[1]);
@@ -239,10 +239,10 @@ async def test_exception_in_a_rooms_step_ends_that_room(monkeypatch: pytest.Monk
 
 def test_the_articles_client_from_node() -> None:
     """`open`, `onmessage`, `send` against /chat, in Node, whose WebSocket is the browsers' one."""
-    node = need("node")
+    node = need_node_with_websocket()
 
     with open_daemon() as daemon:
         url = f"ws://localhost:{daemon.port}/chat"
-        command = [node, "--experimental-websocket", "-e", ARTICLE_CLIENT, url]
+        command = [*node, "-e", ARTICLE_CLIENT, url]
         result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert result.stdout == "hello from Node\n", result.stderr

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 
 import pytest
 
@@ -13,6 +14,19 @@ def need(*names: str) -> str:
         if path is not None:
             return path
     reason = f"not installed: {' or '.join(names)}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{reason}; CI must have it")
+    pytest.skip(reason)
+
+
+def need_node_with_websocket() -> list[str]:
+    """Return the command for a Node that has the browsers' WebSocket: since 22, with a flag since 20.10; else skip."""
+    node = need("node")
+    for command in ([node], [node, "--experimental-websocket"]):
+        result = subprocess.run([*command, "-e", "WebSocket"], capture_output=True, timeout=30, check=False)
+        if result.returncode == 0:
+            return command
+    reason = "this Node has no WebSocket; 20.10 or newer has"
     if os.environ.get("CI") == "true":
         pytest.fail(f"{reason}; CI must have it")
     pytest.skip(reason)
