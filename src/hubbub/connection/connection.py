@@ -282,7 +282,7 @@ class Connection:
                 last_word = encode_close(disconnect.code, disconnect.reason)
                 await websocket.aclose(disconnect.code, disconnect.reason)
             if self.outbox.state is not State.SEALED:
-                # trio-websocket found fault with the input, and closed without a word: RFC 6455 section 7.1.7 wants one.
+                # trio-websocket found fault with the input and closed without a word; RFC 6455 section 7.1.7 wants one.
                 if self.ended is End.PEER_CLOSED:
                     self.ended = End.PROTOCOL_ERROR
                 self.outbox.seal(last_word)
