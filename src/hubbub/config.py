@@ -7,7 +7,7 @@ Rules:
 - A limit has its unit in its name (`_seconds`, `_bytes`, `_frames`, …) and is never absent: there is no
   "unlimited". Its comment says where the number comes from.
 - A running server has one `Settings`, which all its parts share. What isn't in `FIXED` is looked at when it is
-  needed, so changing it there changes it everywhere.
+  needed, so changing it there changes it everywhere; a connection keeps the rates it began with.
 - Only `config_sources.load` checks; a `Settings` made by hand, as tests do, is taken as it is.
 """
 
@@ -234,7 +234,6 @@ FIXED = frozenset(
         "log_format",
         "metrics_address",
         "port",
-        "proxy_protocol",
         "tls_cert",
         "tls_key",
     }
@@ -242,12 +241,12 @@ FIXED = frozenset(
 """What is fixed when the server starts. (The certificate's *files* are read again.)"""
 
 
-def change(running: Settings, wanted: Settings) -> tuple[list[str], list[str]]:
-    """Change the running settings to the wanted ones, where that is possible.
+def change(running: Settings, before: Settings, wanted: Settings) -> tuple[list[str], list[str]]:
+    """Change the running settings by what is wanted now and wasn't before, where that is possible.
 
     Returns the names of those that were changed, and of those that need a restart.
     """
-    differing = [name for name in Settings.__struct_fields__ if getattr(running, name) != getattr(wanted, name)]
+    differing = [name for name in Settings.__struct_fields__ if getattr(before, name) != getattr(wanted, name)]
     changed = [name for name in differing if name not in FIXED]
     for name in changed:
         setattr(running, name, getattr(wanted, name))

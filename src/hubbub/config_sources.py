@@ -102,6 +102,7 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, obje
     _check_pair("tls_cert", "tls_key", chosen, problems)
     _check_pair("tls_key", "tls_cert", chosen, problems)
     _check_proxies(chosen, problems)
+    _check_port(chosen, problems)
     if problems:
         raise ConfigError(problems)
     return Settings(**{name: value for name, (_, value) in chosen.items()})
@@ -154,6 +155,13 @@ def _check_proxies(chosen: dict[str, tuple[str, Any]], problems: list[str]) -> N
     where, value = chosen.get("proxy_protocol", ("", False))
     if value is True and not networks:
         problems.append(f"{where}: got true without trusted_proxies, allowed: both or neither")
+
+
+def _check_port(chosen: dict[str, tuple[str, Any]], problems: list[str]) -> None:
+    where, address = chosen.get("metrics_address", ("", ""))
+    port = address.rpartition(":")[2] if isinstance(address, str) else ""
+    if port.isdecimal() and int(port) > 65_535:
+        problems.append(f"{where}: got {_show(address)}, allowed: a port from 0 to 65535")
 
 
 def _convert(name: str, value: object, strict: bool) -> object:

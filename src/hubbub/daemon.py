@@ -36,8 +36,10 @@ from hubbub.listen import (
     url_of,
 )
 from hubbub.log import configure_logging
-from hubbub.model.end import End
 from hubbub.node import Node, open_node
+
+OPERATORS_MAX = 16
+"""Connections at the operators' own address: theirs, whatever happens at the other."""
 
 log = structlog.get_logger()
 
@@ -53,10 +55,11 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
     Raises:
         StartError: it can't listen as configured.
     """
-    running = Running(msgspec.structs.replace(settings), load_tls(settings), wanted)
+    running = Running(settings, load_tls(settings), wanted)
     settings = running.settings
     fit_file_limit(settings)
     slots = trio.Semaphore(settings.connections_max + settings.connections_spare)
+    operators_slots = trio.Semaphore(OPERATORS_MAX)
     with contextlib.ExitStack() as listening_sockets:
         listeners = open_listeners(settings.host, settings.port)
         operators = open_operators_listeners(settings)
@@ -69,13 +72,13 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
                     connections.start_soon(serve_socket, node, running, slots, connected, peer)
 
                 def start_operators(connected: socket.socket, peer: str) -> None:
-                    connections.start_soon(serve_operators, node, slots, connected, peer)
+                    connections.start_soon(serve_operators, node, operators_slots, connected, peer)
 
                 await watching.start(watch_signals, running, connections.cancel_scope)
                 watching.start_soon(run_watchdog)
                 async with trio.open_nursery() as listening:
                     for listener in operators:
-                        listening.start_soon(run_accept_loop, listener, slots, start_operators)
+                        listening.start_soon(run_accept_loop, listener, operators_slots, start_operators)
                     for listener in listeners:
                         listening.start_soon(run_accept_loop, listener, slots, start)
                         announce(url_of(listener, running.tls is not None))
@@ -85,7 +88,7 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
                     listening.cancel_scope.cancel()
                 listening_sockets.close()
             watching.cancel_scope.cancel()
-    log.info("stopped", cut_off=node.metrics.ended(End.CANCELLED))
+    log.info("stopped", cut_off=node.metrics.cut_off)
     return 1 if running.cut_off else 0
 
 
@@ -100,10 +103,11 @@ class Running:
     """
 
     def __init__(self, settings: Settings, tls: ssl.SSLContext | None, wanted: Callable[[], Settings]) -> None:
-        self.settings = settings
+        self.settings = msgspec.structs.replace(settings)
         self.tls = tls
         self.stopping = trio.Event()
         self.cut_off = False
+        self._before = settings  # as last read: `settings` may have been made to fit this machine
         self._wanted = wanted
 
     def reload(self) -> None:
@@ -115,9 +119,10 @@ class Running:
             log.error("reload failed; nothing is changed", why=str(error).splitlines())
             return
         self.tls = tls
-        changed, need_restart = change(self.settings, wanted)
-        configure_logging(self.settings.log_format, self.settings.log_level, sys.stderr)
+        changed, need_restart = change(self.settings, self._before, wanted)
+        self._before = wanted
         log.info("reloaded", changed=changed, need_restart=need_restart, certificate=tls is not None)
+        configure_logging(self.settings.log_format, self.settings.log_level, sys.stderr)
 
 
 async def serve_socket(
@@ -149,9 +154,10 @@ async def client_by_proxy(node: Node, connected: socket.socket, peer: str) -> st
     settings = node.settings
     if is_trusted(peer, parse_networks(settings.trusted_proxies)):
         try:
-            with trio.fail_after(settings.head_seconds_max):
+            with trio.move_on_after(settings.head_seconds_max) as scope, node.front_door.letting_go(scope):
                 return await receive_proxy_header(connected) or peer
-        except (trio.BrokenResourceError, trio.TooSlowError):
+            return None
+        except trio.BrokenResourceError:
             return None
         except ProxyProtocolError as error:
             log.info("refused", limit="proxy_protocol", peer=peer, why=str(error))

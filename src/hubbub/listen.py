@@ -25,7 +25,7 @@ OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.E
 OUT_OF_RESOURCES_SECONDS = 0.25
 COMPLAIN_SECONDS = 10.0
 FILES_RESERVED = 64
-"""Open files that aren't connections: listeners, the log, Trio's own, the page being read, an answer to /metrics."""
+"""Open files that aren't connections: listeners, the operators', the log, Trio's own."""
 NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 """A name may stand for an address that this machine doesn't have: `localhost` for ::1 without IPv6."""
 
@@ -52,7 +52,7 @@ def open_listeners(host: str, port: int) -> list[socket.socket]:
                 missing = error
         if not opened:
             raise missing
-    except (OSError, UnicodeError) as error:
+    except (OSError, UnicodeError, OverflowError) as error:
         for listener in opened:
             listener.close()
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -74,7 +74,7 @@ class Services(msgspec.Struct, frozen=True):
         connections: those that are open; each adds and removes itself.
         outboxes: counts what waits in all of them.
         count_open: called for each connection once its 101 is out.
-        count_end: called once for each connection, opened or not.
+        count_end: called once for each connection, opened or not; with whether it was cut off at a stop.
         rng: for the heartbeat's jitter.
     """
 
@@ -84,7 +84,7 @@ class Services(msgspec.Struct, frozen=True):
     connections: set["Connection"]
     outboxes: OutboxTotal
     count_open: Callable[[], None]
-    count_end: Callable[[End], None]
+    count_end: Callable[[End, bool], None]
     rng: random.Random
 
 
@@ -105,6 +105,7 @@ async def serve_connection(transport: Transport, upgrade: Upgrade, services: Ser
             finally:
                 services.connections.discard(connection)
                 connection.leave()
+                connection.cut_off = connection.ended in (None, End.SHUTDOWN) and not connection.outbox.is_done
                 connection.outbox.close()
                 nursery.cancel_scope.cancel()
     except* Exception:
@@ -130,6 +131,7 @@ class Connection:
         "_services",
         "_transport",
         "_upgrade",
+        "cut_off",
         "encoder",
         "ended",
         "evict",
@@ -153,6 +155,7 @@ class Connection:
         self.encoder: Dialect = upgrade.dialect
         self.gone = False
         self.ended: End | None = None
+        self.cut_off = False  # at a stop, before it had everything and the Close
         self.said_goodbye = False  # everything that was queued, and a Close, has been given to the transport
         self.outbox = Outbox(transport, nursery, settings, services.outboxes, self.end)
         self.offer: Callable[[bytes, int], None] = self.outbox.offer  # bound once: called for each delivery
@@ -197,6 +200,10 @@ class Connection:
         self.leave()
         with trio.move_on_after(settings.close_seconds_max):
             await self._take_the_rest(websocket)
+        if self.ended is End.SHUTDOWN:
+            # As long as it takes something; the drain's deadline is the node's to keep.
+            with contextlib.suppress(trio.BrokenResourceError):
+                await self.outbox.flushed()
         if self.ended not in NOBODY_TO_TELL:
             with trio.move_on_after(settings.close_seconds_max):
                 await self._say_goodbye(websocket)
@@ -206,7 +213,7 @@ class Connection:
     def report(self) -> None:
         """Count the end and log it."""
         end = self.ended or End.CANCELLED
-        self._services.count_end(end)
+        self._services.count_end(end, self.cut_off)
         write = log.debug if end in (End.PEER_CLOSED, End.PEER_LEFT, End.PEER_RESET) else log.info
         write(
             "connection ended",

@@ -56,8 +56,8 @@ def first_pulse(now: float, settings: Settings, rng: random.Random) -> Pulse:
 
 async def run_heartbeat(connections: Set["Connection"], settings: Settings) -> None:
     """Look at all connections, again and again, until cancelled."""
-    interval = min(settings.ping_seconds, settings.pong_seconds_max)
     while True:
+        interval = min(settings.ping_seconds, settings.pong_seconds_max)
         await trio.sleep(min(interval / LOOKS_PER_INTERVAL, LOOK_SECONDS_MAX))
         now = trio.current_time()
         for count, connection in enumerate(list(connections), 1):

@@ -22,6 +22,7 @@ that nursery. Both ends of the memory channel live from the first queued piece t
 """
 
 import enum
+import math
 from collections.abc import Callable
 
 import trio
@@ -73,11 +74,11 @@ class Backlog:
 
     __slots__ = ("_closed", "_put", "_take", "_total", "bytes", "dropping", "frames", "history_bytes", "history_frames")
 
-    def __init__(self, frames_max: int, total: OutboxTotal) -> None:
+    def __init__(self, total: OutboxTotal) -> None:
         self._total = total
         self._closed = False
-        # Each piece has at least one frame, so this suffices for what `is_over` lets in, the history, and the Close.
-        self._put, self._take = trio.open_memory_channel[tuple[bytes, int]](frames_max + 2)
+        # `is_over` is the bound, by settings that may change meanwhile; here it would be one that can raise.
+        self._put, self._take = trio.open_memory_channel[tuple[bytes, int]](math.inf)
         self.bytes = 0
         self.frames = 0
         self.history_bytes = 0  # of these, put by `offer_history`: a newcomer isn't slow for what it has asked for
@@ -206,7 +207,7 @@ class Outbox:
             self._send(data, frames)
         elif self._state is State.OPEN or self._state is State.HELD:
             if self._backlog is None:
-                self._backlog = Backlog(self._settings.outbox_frames_max, self._total)
+                self._backlog = Backlog(self._total)
             if self._backlog.is_over(self._settings):
                 self.evict()
             else:
@@ -278,7 +279,7 @@ class Outbox:
     def _start_writer(self, piece: bytes, frames: int, sent: int) -> None:
         self._direct = False  # before the writer starts: the next offer must not start another
         if self._backlog is None:
-            self._backlog = Backlog(self._settings.outbox_frames_max, self._total)
+            self._backlog = Backlog(self._total)
         self._backlog.frames += frames
         self._backlog.count(len(piece) - sent)
         self._nursery.start_soon(self._run_writer, self._backlog, piece, frames, sent)

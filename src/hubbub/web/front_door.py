@@ -125,7 +125,7 @@ class FrontDoor:
         http = HttpConnection(transport, settings)
         head_deadline = trio.current_time() + settings.head_seconds_max
         if isinstance(transport, TlsTransport):
-            with trio.CancelScope(deadline=head_deadline) as scope, self._letting_go(scope):
+            with trio.CancelScope(deadline=head_deadline) as scope, self.letting_go(scope):
                 await transport.do_handshake()
             if scope.cancelled_caught:
                 return None
@@ -137,7 +137,7 @@ class FrontDoor:
             if answer.close or not http.can_go_on:
                 await linger(transport, settings)
                 return None
-            with trio.move_on_after(settings.keepalive_seconds_max) as scope, self._letting_go(scope):
+            with trio.move_on_after(settings.keepalive_seconds_max) as scope, self.letting_go(scope):
                 await http.wait()
             if not http.in_head:
                 return None
@@ -150,7 +150,7 @@ class FrontDoor:
 
     async def _next_answer(self, http: HttpConnection, visit: Visit, deadline: float) -> Response | Upgrade | None:
         """Read a request and decide; None if there is none and never will be."""
-        with trio.CancelScope(deadline=deadline) as scope, self._letting_go(scope):
+        with trio.CancelScope(deadline=deadline) as scope, self.letting_go(scope):
             try:
                 request = await http.read_request()
                 if request is None:
@@ -165,7 +165,7 @@ class FrontDoor:
         return HttpError(408, f"no request within {self._settings.head_seconds_max:g} s", close=True).response
 
     @contextlib.contextmanager
-    def _letting_go(self, scope: trio.CancelScope) -> Iterator[None]:
+    def letting_go(self, scope: trio.CancelScope) -> Iterator[None]:
         """Let `drain` cancel the scope."""
         if self._draining:
             scope.cancel()

@@ -27,6 +27,7 @@ class Metrics:
     """One node's figures."""
 
     def __init__(self, hub: Hub, inbox: Inbox, engine: Engine, connections: Set[Connection]) -> None:
+        self.cut_off = 0
         self._registry = CollectorRegistry()
         self._registry.register(_Snapshot(hub, inbox, engine, connections))
         prometheus_client.ProcessCollector(registry=self._registry)
@@ -53,15 +54,12 @@ class Metrics:
         self._opened.inc()
         self.count_response(101)
 
-    def count_end(self, end: End) -> None:
-        """Count one ended WebSocket connection."""
+    def count_end(self, end: End, cut_off: bool) -> None:
+        """Count one ended WebSocket connection, and whether it was cut off at a stop: what waited for it is lost."""
+        self.cut_off += cut_off
         self._ended.labels(end.value).inc()
         if end is End.INTERNAL_ERROR:
             self._errors.inc()
-
-    def ended(self, end: End) -> int:
-        """Return how many connections have ended so."""
-        return int(self._registry.get_sample_value("hubbub_connections_ended_total", {"reason": end.value}) or 0)
 
     def count_response(self, status: int) -> None:
         """Count one HTTP response."""

@@ -1,0 +1,342 @@
+"""The log: what repeats is left out and counted, and nothing that clients do is worth a traceback."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import structlog
+import trio
+
+from hubbub.core.frames import BINARY, CONTINUATION, FIN, MASKED, PING, TEXT
+from hubbub.log import SAME_PER_SECOND_MAX, Throttle, configure_logging
+from peers import SECONDS_MAX, client_frame, close_payload, connect, open_peer, reset
+from servers import UNHURRIED, Daemon, open_daemon
+
+Entry = dict[str, object]
+
+
+class Clock:
+    """The throttle's clock; stands still unless a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        """The time."""
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """In place of the real one."""
+    clock = Clock()
+    monkeypatch.setattr("hubbub.log.time", clock)
+    return clock
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    """Where the log goes; afterwards logging is as it was."""
+    structlog_before = structlog.get_config()
+    root, hubbub = logging.getLogger(), logging.getLogger("hubbub")
+    before = root.handlers[:], root.level, hubbub.level
+    root.handlers[:] = []  # or pytest's own would be closed
+    try:
+        yield io.StringIO()
+    finally:
+        root.handlers[:] = before[0]
+        root.setLevel(before[1])
+        hubbub.setLevel(before[2])
+        structlog.configure(**structlog_before)
+
+
+def entries(stream: io.StringIO) -> list[Entry]:
+    """What has been logged as JSON."""
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+# -- what repeats
+
+
+def passed(throttle: Throttle, event: str, count: int = 1) -> list[structlog.typing.EventDict]:
+    """Say it so many times; those entries that aren't dropped."""
+    result = []
+    for number in range(count):
+        with contextlib.suppress(structlog.DropEvent):
+            result.append(throttle(None, "info", {"event": event, "number": number}))
+    return result
+
+
+def test_as_many_as_may_be(clock: Clock) -> None:
+    """The first twenty of a second, unchanged; again in each second, with nothing left out."""
+    throttle = Throttle()
+    for _ in range(3):
+        assert [entry["number"] for entry in passed(throttle, "x", SAME_PER_SECOND_MAX)] == list(range(20))
+        clock.now += 1
+    assert all("suppressed" not in entry for entry in passed(throttle, "x", SAME_PER_SECOND_MAX))
+
+
+@pytest.mark.parametrize("count", [21, 22, 1000])
+@pytest.mark.parametrize("pause", [1, 3600])
+def test_what_is_left_out_is_counted(clock: Clock, count: int, pause: float) -> None:
+    """Once, by the next entry of that event, whenever that is."""
+    throttle = Throttle()
+    assert len(passed(throttle, "x", count)) == 20
+    clock.now += 0.999
+    assert passed(throttle, "x") == []
+    clock.now += pause
+    assert [entry.get("suppressed") for entry in passed(throttle, "x", 3)] == [count + 1 - 20, None, None]
+
+
+def test_nothing_is_lost_count_of(clock: Clock) -> None:
+    """Over a long attack: what is written and what is counted is all that was."""
+    throttle = Throttle()
+    written = 0
+    suppressed = 0
+    for number in range(10_000):
+        for entry in passed(throttle, "x"):
+            written += 1
+            suppressed += entry.get("suppressed", 0)
+        clock.now += 0.001 * (number % 7)
+    clock.now += 1
+    (last,) = passed(throttle, "x")
+    assert written + suppressed + last.get("suppressed", 0) == 10_000
+    assert written <= 20 * (sum(0.001 * (number % 7) for number in range(10_000)) + 1)
+
+
+def test_other_events_are_others(clock: Clock) -> None:
+    """A flood of one doesn't hide the other, nor is it counted there."""
+    throttle = Throttle()
+    assert len(passed(throttle, "flood", 1000)) == 20
+    assert len(passed(throttle, "rare")) == 1
+    clock.now += 1
+    assert "suppressed" not in passed(throttle, "rare")[0]
+    assert passed(throttle, "flood")[0]["suppressed"] == 980
+
+
+def test_suppressed_in_json(clock: Clock, stream: io.StringIO) -> None:
+    """In the form for machines."""
+    configure_logging("json", "info", stream)
+    log = structlog.get_logger()
+    for number in range(100):
+        log.info("flood", number=number)
+        log.debug("not written, so not counted either")
+    log.warning("rare")
+    clock.now += 1
+    log.info("flood", number=100)
+    written = entries(stream)
+    assert [entry.get("number") for entry in written] == [*range(20), None, 100]
+    assert [entry["level"] for entry in written[-2:]] == ["warning", "info"]
+    assert written[-1]["suppressed"] == 80
+    assert all("suppressed" not in entry for entry in written[:-1])
+
+
+def test_suppressed_in_text(clock: Clock, stream: io.StringIO) -> None:
+    """In the form for people."""
+    configure_logging("text", "info", stream)
+    log = structlog.get_logger()
+    for _ in range(25):
+        log.info("flood")
+    clock.now += 1
+    log.info("flood")
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 21
+    assert [line for line in lines if "suppressed" in line] == [lines[-1]]
+    assert re.search(r"flood +suppressed=5$", lines[-1])
+
+
+def test_a_flood_of_tracebacks_is_a_flood(clock: Clock, stream: io.StringIO) -> None:
+    """Twenty tell as much as a million."""
+    configure_logging("json", "info", stream)
+    for _ in range(50):
+        try:
+            raise ValueError("a bug")
+        except ValueError:
+            structlog.get_logger().exception("connection ended by an internal error")
+    assert len(entries(stream)) == 20
+    assert all("ValueError: a bug" in str(entry["exception"]) for entry in entries(stream))
+
+
+def test_level(stream: io.StringIO) -> None:
+    """What is below it isn't written; a new configuration takes the place of the old one."""
+    log = structlog.get_logger()
+    for level, expected in (("debug", 4), ("info", 3), ("warning", 2), ("error", 1)):
+        stream.truncate(0)
+        stream.seek(0)
+        configure_logging("json", level, stream)  # type: ignore[arg-type]
+        for write in (log.debug, log.info, log.warning, log.error):
+            write("event")
+        assert len(entries(stream)) == expected
+
+
+# -- what clients do
+
+ENDS: dict[str, tuple[bytes, str, int]] = {
+    "reserved-opcode": (client_frame(3, b"x"), "protocol_error", 1002),
+    "unmasked": (b"\x81\x01x", "protocol_error", 1002),
+    "reserved-bit": (client_frame(TEXT, b"x", rsv=0x40), "protocol_error", 1002),
+    "long-ping": (client_frame(PING, 126 * b"x"), "protocol_error", 1002),
+    "continuation-of-nothing": (client_frame(CONTINUATION, b"x"), "protocol_error", 1002),
+    "not-utf-8": (client_frame(TEXT, b"\xff\xff"), "protocol_error", 1007),
+    "too-large": (client_frame(BINARY, bytes(2000)), "message_too_large", 1009),
+    "declared-too-large": (
+        bytes((FIN | TEXT, MASKED | 127)) + (2**62).to_bytes(8, "big") + bytes(4),
+        "message_too_large",
+        1009,
+    ),
+    "too-many-fragments": (
+        client_frame(TEXT, b"x", fin=False) + 100 * client_frame(CONTINUATION, b"x", fin=False),
+        "too_many_fragments",
+        1008,
+    ),
+    "too-many-pings": (100 * client_frame(PING, b""), "too_many_control_frames", 1008),
+}
+LIMITS: dict[str, object] = {"message_bytes_max": 1000, "control_frames_per_second_max": 10, "close_seconds_max": 1}
+KEYS = {"event", "level", "timestamp", "reason", "peer", "room", "seconds", "bytes_sent"}
+
+
+async def log_of(daemon: Daemon) -> list[Entry]:
+    """End the daemon, and return everything it has logged."""
+    daemon.process.send_signal(signal.SIGTERM)
+
+    def read() -> str:
+        assert daemon.process.stderr is not None
+        return daemon.process.stderr.read()
+
+    with trio.fail_after(SECONDS_MAX):
+        text = await trio.to_thread.run_sync(read, abandon_on_cancel=True)
+    assert "Traceback" not in text
+    return [json.loads(line) for line in text.splitlines()]
+
+
+async def test_each_wrong_end_is_one_entry() -> None:
+    """Why, who, where, how long and how much; and no ordinary end is worth one."""
+    with open_daemon(**LIMITS) as daemon:
+        for name, (data, _, code) in ENDS.items():
+            async with open_peer(daemon.port, f"/chat/{name}") as peer:
+                await peer.send("hello")
+                assert await peer.receive() == "hello"
+                await peer.send_raw(data)
+                _, closed = await peer.receive_until_closed()
+                assert closed.code == code, name
+        for number in range(3):
+            async with open_peer(daemon.port, "/chat/ordinary") as peer:
+                if number == 0:
+                    await peer.close()
+                elif number == 1:
+                    assert isinstance(peer.stream, trio.SocketStream)
+                    await peer.stream.send_eof()
+                    await peer.receive_until_closed()
+                else:
+                    assert isinstance(peer.stream, trio.SocketStream)
+                    await reset(peer.stream)
+        ended = {"hubbub_connections": 1.0}
+        with trio.fail_after(SECONDS_MAX):
+            while ended["hubbub_connections"]:
+                ended = await trio.to_thread.run_sync(daemon.metrics)
+        assert ended["hubbub_internal_errors_total"] == 0
+        log = await log_of(daemon)
+    ends = [entry for entry in log if entry["event"] == "connection ended"]
+    assert {entry["room"]: entry["reason"] for entry in ends} == {name: reason for name, (_, reason, _) in ENDS.items()}
+    assert len(ends) == len(ENDS)
+    for entry in ends:
+        assert set(entry) == KEYS
+        assert (entry["level"], entry["peer"]) == ("info", "127.0.0.1")
+        assert isinstance(entry["seconds"], float)
+        assert 0 <= entry["seconds"] < SECONDS_MAX
+        assert isinstance(entry["bytes_sent"], int)
+        assert entry["bytes_sent"] > len(b"HTTP/1.1 101 ") + len("hello")
+    assert [entry["event"] for entry in log if entry not in ends] == ["draining", "stopped"]
+
+
+async def test_wrong_requests_are_no_entries() -> None:
+    """They are counted in the metrics; an attacker doesn't write our log."""
+    with open_daemon(**LIMITS, head_seconds_max=0.3) as daemon:
+        for request in (b"\0" * 500, b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"x", b""):
+            stream = await connect(daemon.port)
+            await stream.send_all(request)
+            await stream.send_eof()
+            with trio.fail_after(SECONDS_MAX), contextlib.suppress(trio.BrokenResourceError):
+                while await stream.receive_some():
+                    pass
+            await trio.aclose_forcefully(stream)
+        assert [entry["event"] for entry in await log_of(daemon)] == ["draining", "stopped"]
+
+
+async def test_a_flood_of_wrong_ends() -> None:
+    """The disk is safe, and the figures are right: what is written and what is counted is all that was."""
+
+    async def go_wrong(port: int) -> None:
+        async with open_peer(port) as peer:
+            await peer.send_raw(client_frame(3, b"x"))
+            await peer.receive_until_closed()
+
+    count = 200
+    with open_daemon() as daemon:
+        start = trio.current_time()
+        with trio.fail_after(SECONDS_MAX):
+            async with trio.open_nursery() as nursery:
+                for _ in range(count):
+                    nursery.start_soon(go_wrong, daemon.port)
+        took = trio.current_time() - start
+        await trio.sleep(1.1)
+        await go_wrong(daemon.port)
+        log = [entry for entry in await log_of(daemon) if entry["event"] == "connection ended"]
+    suppressed = sum(entry["suppressed"] for entry in log if isinstance(entry.get("suppressed"), int))  # type: ignore[misc]
+    assert len(log) + suppressed == count + 1
+    assert len(log) <= 20 * (took + 2)
+    assert "suppressed" in log[-1]
+
+
+async def test_text_is_one_line_an_entry() -> None:
+    """Also where a client has had its say in it: a room's name can't begin a line of its own."""
+    with open_daemon("--log-format", "text") as daemon:
+        async with open_peer(daemon.port, "/chat/a%20b%E2%80%A6'%22") as peer:
+            await peer.send_raw(client_frame(3, b"x"))
+            await peer.receive_until_closed()
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.stderr is not None
+        lines = daemon.process.stderr.read().splitlines()
+    assert len(lines) == 3
+    assert all(re.match(r"\d{4}-\d\d-\d\dT[\d:.]+Z \[info +\] ", line) for line in lines)
+
+
+async def test_a_log_that_nobody_reads_any_more() -> None:
+    """A closed pipe costs entries, not the server, nor its exit status."""
+    process = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-m", "hubbub", "serve", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **{f"HUBBUB_{name.upper()}": str(value) for name, value in UNHURRIED.items()}},
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        daemon = Daemon(process, process.stdout.readline().removeprefix("listening on ").strip())
+        process.stderr.close()
+        for _ in range(3):
+            async with open_peer(daemon.port) as peer:
+                await peer.send_raw(client_frame(3, close_payload(1000)))
+                _, closed = await peer.receive_until_closed()
+                assert closed.code == 1002
+        process.send_signal(signal.SIGHUP)
+        async with open_peer(daemon.port) as peer:
+            await peer.send("hello")
+            assert await peer.receive() == "hello"
+        process.send_signal(signal.SIGTERM)
+        with trio.fail_after(SECONDS_MAX):
+            assert await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True) == 0
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
