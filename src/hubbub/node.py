@@ -71,7 +71,8 @@ class Node:
 
     def evict_fullest(self) -> None:
         """Evict the connection for which most waits. Never waits."""
-        fullest = max(self.connections, key=lambda connection: connection.outbox.bytes_queued, default=None)
+        candidates = (connection for connection in self.connections if connection.ended is None)
+        fullest = max(candidates, key=lambda connection: connection.outbox.bytes_queued, default=None)
         if fullest is not None:
             fullest.outbox.evict()
 

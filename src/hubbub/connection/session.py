@@ -83,7 +83,7 @@ class Session:
         self.handing_over = True
         for command in commands:
             await self._inbox.put(command)
-            if self._paced and isinstance(command, Publish) and (seconds := self._owed(command)):
+            if isinstance(command, Publish) and self._paced and (seconds := self._owed(command)):
                 await self._wait(seconds)
         self._at_once += 1
         if self._at_once >= self._settings.commands_at_once_max:
@@ -99,16 +99,20 @@ class Session:
 
     def _owed(self, command: Publish) -> float:
         """Return how long to pause for this publication."""
-        now = trio.current_time()
-        weight = max(1.0, self._occupancy(command.room) / self._settings.rate_occupancy)
-        seconds = self._publications.take(weight, now)
-        seconds_for_bytes = self._bytes.take(len(command.data) * weight, now)
-        if not seconds and not seconds_for_bytes:
+        weight = self._occupancy(command.room) / self._settings.rate_occupancy
+        if weight < 1:
+            weight = 1.0
+        publications, data = self._publications, self._bytes
+        allowed = publications.spend(weight)
+        if data.spend(len(command.data) * weight) and allowed:
             return 0.0
-        since = min(bucket.overdrawn_since or now for bucket in (self._publications, self._bytes))
-        if now - since >= self._settings.rate_seconds_max:
+        now = trio.current_time()
+        seconds = max(publications.settle(now), data.settle(now))
+        since = min(bucket.overdrawn_since or now for bucket in (publications, data))
+        if seconds and now - since >= self._settings.rate_seconds_max:
             self._on_end(End.TOO_FAST)
-        return max(seconds, seconds_for_bytes)
+            return 0.0  # no pause now: its answer to the Close is to be read
+        return seconds
 
     async def _wait(self, seconds: float) -> None:
         with trio.move_on_after(seconds) as self._pause:
