@@ -7,7 +7,6 @@ client that sends what Hypothesis has thought of, and then half-closes.
 import contextlib
 import enum
 from collections.abc import Sequence
-from pipes import PipeStream
 from typing import NamedTuple
 
 import hypothesis.strategies as st
@@ -16,6 +15,7 @@ from hypothesis import given, settings
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from bounded_pipes import PipeStream
 from hubbub.core.frames import BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, TEXT
 from hubbub.model.end import End
 from peers import ByteStream, Closed, client_frame, close_payload, handshake

@@ -9,12 +9,12 @@ import contextlib
 import os
 import random
 from collections.abc import Awaitable, Callable
-from pipes import PipeStream, make_pipe
 
 import msgspec
 import pytest
 import trio
 
+from bounded_pipes import PipeStream, make_pipe
 from hubbub.config import Settings
 from hubbub.core.frames import CLOSE, CONTINUATION, PING, TEXT
 from hubbub.node import Node, open_node

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import random
 from collections.abc import AsyncIterator
-from pipes import PipeStream, make_pipe
 from unittest import mock
 
 import msgspec
@@ -12,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from bounded_pipes import PipeStream, make_pipe
 from hubbub.config import Settings
 from hubbub.connection.heartbeat import PING_FRAME
 from hubbub.core.frames import CLOSE, FIN, PING, PONG

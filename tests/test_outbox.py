@@ -3,7 +3,6 @@
 import contextlib
 import random
 from collections.abc import AsyncIterator
-from pipes import PipeStream, PipeTransport, make_pipe
 
 import hypothesis.strategies as st
 import pytest
@@ -11,6 +10,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 
+from bounded_pipes import PipeStream, PipeTransport, make_pipe
 from hubbub.config import Settings
 from hubbub.connection.outbox import Outbox, OutboxTotal, State
 from hubbub.core.frames import BINARY, encode_close, encode_frame

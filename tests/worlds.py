@@ -4,12 +4,12 @@ import contextlib
 import random
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pipes import make_pipe
 
 import msgspec
 import trio
 import trustme
 
+from bounded_pipes import make_pipe
 from hubbub.config import Settings
 from hubbub.node import Node, open_node
 from peers import ByteStream, Peer, connect, handshake, shake_hands

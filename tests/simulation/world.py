@@ -20,7 +20,6 @@ import random
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from pipes import make_pipe
 from unittest import mock
 
 import msgspec
@@ -29,6 +28,7 @@ import trio
 from trio._core import _run
 from trio.testing import MockClock
 
+from bounded_pipes import make_pipe
 from hubbub.config import Settings
 from hubbub.connection.heartbeat import PING_FRAME
 from hubbub.core.frames import BINARY, CLOSE, CONTINUATION, FIN, MASKED, PING, PONG, TEXT, encode_frame, unmask
