@@ -37,11 +37,12 @@ WAITS = {
     "hub.inbox.Inbox.put": {"park", "send"},
     "hub.inbox.Inbox.take": {"receive"},
     # The reader: for the peer, for the 101, and for the session, which waits for the inbox.
-    "connection.session.Session.receive": {"_wait", "checkpoint", "put"},
+    "connection.session.Session.receive": {"_wait", "put"},
     "connection.session.Session._wait": {"sleep_forever"},  # as long as it is over its rates
-    "connection.wire.Wire.receive_some": {"_divide", "_next_bytes", "checkpoint", "wait"},
-    "connection.wire.Wire._next_bytes": {"receive_some"},
-    "connection.wire.Wire._divide": {"_on_message"},
+    "connection.wire.Wire.receive_some": {"_divide", "_next_bytes", "_tire_of", "checkpoint", "wait"},
+    "connection.wire.Wire._next_bytes": {"checkpoint", "receive_some"},
+    "connection.wire.Wire._divide": {"_on_message", "checkpoint"},
+    "connection.wire.Wire._tire_of": {"sleep_forever"},  # until the close deadline
     "connection.wire.Wire.send_all": {"checkpoint", "flushed"},
     "connection.wire.Wire.wait_send_all_might_not_block": {"checkpoint"},
     "connection.wire.Wire.aclose": {"checkpoint"},

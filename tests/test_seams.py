@@ -132,7 +132,7 @@ async def test_pong_and_close_under_backlog(kind: str) -> None:
 @pytest.mark.parametrize("answers_close", [True, False], ids=["answers the Close", "never answers"])
 async def test_the_last_metre(kind: str, answers_close: bool) -> None:
     """A peer that sends all the time, 1 MB queued for it, then our Close: all of it arrives, and the code."""
-    async with open_world(kind, outbox_bytes_max=8_000_000, close_seconds_max=4.0) as world:
+    async with open_world(kind, outbox_bytes_max=8_000_000, close_seconds_max=1.5) as world:
         reader = await world.open_peer()
         (connection,) = world.node.connections
         publisher = await world.open_peer()

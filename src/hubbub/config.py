@@ -168,9 +168,9 @@ class Settings(msgspec.Struct, kw_only=True):
     pass_seconds_max: Annotated[
         Seconds, Meta(description="Handling commands without letting others run; below what a person notices.")
     ] = 0.01
-    commands_at_once_max: Annotated[
-        Count, Meta(description="Commands of one client before others may run: a sixteenth of pass_commands_max.")
-    ] = 64
+    frames_at_once_max: Annotated[
+        Count, Meta(description="Frames of one client before others may run: some 0.03 ms.")
+    ] = 16
     gather_passes_max: Annotated[
         int,
         Meta(

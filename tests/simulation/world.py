@@ -158,7 +158,7 @@ def make_settings(rng: random.Random) -> Settings:
         publications_per_second_max=rng.choice([100, 10_000]),
         publications_burst_max=rng.choice([10, 1000]),
         rate_seconds_max=1000.0,
-        commands_at_once_max=rng.choice([1, 64]),
+        frames_at_once_max=rng.choice([1, 64]),
         outbox_bytes_max=8192,
         outbox_frames_max=rng.choice([12, 40, 256]),
         write_stall_seconds_max=3.0,

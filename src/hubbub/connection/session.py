@@ -8,7 +8,6 @@ Rules:
    slows it down. What has been read is never dropped for its rate.
 2. A publication counts by how many get it: in a room k times `rate_occupancy`, k times.
 3. A peer that is over its rates for `rate_seconds_max` on end is disconnected.
-4. After `commands_at_once_max` commands, the others get a turn: a segment full of tiny messages is no privilege.
 """
 
 from collections.abc import Callable
@@ -38,7 +37,6 @@ class Session:
     """
 
     __slots__ = (
-        "_at_once",
         "_bytes",
         "_conversation",
         "_inbox",
@@ -67,7 +65,6 @@ class Session:
         self._on_end = on_end
         self._publications = Bucket(settings.publications_per_second_max, settings.publications_burst_max, now)
         self._bytes = Bucket(settings.publication_bytes_per_second_max, settings.publication_bytes_burst_max, now)
-        self._at_once = 0
         self._paced = True
         self._pause: trio.CancelScope | None = None
         self.handing_over = False  # waiting for the hub, or for its rates: then silence is our doing, not the peer's
@@ -85,10 +82,6 @@ class Session:
             await self._inbox.put(command)
             if isinstance(command, Publish) and self._paced and (seconds := self._owed(command)):
                 await self._wait(seconds)
-        self._at_once += 1
-        if self._at_once >= self._settings.commands_at_once_max:
-            self._at_once = 0
-            await trio.lowlevel.checkpoint()
         self.handing_over = False
 
     def end(self) -> None:
@@ -108,7 +101,9 @@ class Session:
             return 0.0
         now = trio.current_time()
         seconds = max(publications.settle(now), data.settle(now))
-        since = min(bucket.overdrawn_since or now for bucket in (publications, data))
+        since = min(
+            now if bucket.overdrawn_since is None else bucket.overdrawn_since for bucket in (publications, data)
+        )
         if seconds and now - since >= self._settings.rate_seconds_max:
             self._on_end(End.TOO_FAST)
             return 0.0  # no pause now: its answer to the Close is to be read

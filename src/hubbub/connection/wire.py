@@ -14,9 +14,10 @@ Rules:
    way for good: from there on trio-websocket gets the bytes as they come.
 5. Lengths are judged where they are declared: a message over the limit is refused before it is stored, and
    what still comes of that frame is skipped, so that the peer's Close can be seen.
-6. Once the connection ends, or the peer has sent its Close, data is discarded; only a Close goes on.
+6. Once the connection ends, or the peer has sent its Close, data is discarded, up to a limit; only a Close goes on.
 7. b'' means the end of the stream, never "only data frames came".
-8. Outbound, everything goes to the outbox; only a Close waits until it is out.
+8. After `frames_at_once_max` frames the others get a turn: a segment full of tiny frames is no privilege.
+9. Outbound, everything goes to the outbox; only a Close waits until it is out.
 
 RFC 6455 sections 5.2 to 5.5.
 """
@@ -74,6 +75,7 @@ class Wire(trio.abc.Stream):
     __slots__ = (
         "_closed",
         "_control_frames",
+        "_discarded_bytes",
         "_ending",
         "_fragments",
         "_head",
@@ -105,12 +107,13 @@ class Wire(trio.abc.Stream):
         self._transport = transport
         self._outbox = outbox
         self._head = head
-        self._leftover = leftover
+        self._leftover = leftover  # received, but not yet looked at
         self._settings = settings
         self._on_message = on_message
         self._on_end = on_end
         self._opening: trio.Event | None = trio.Event()  # until the 101 has been sent
         self._closed = False
+        self._discarded_bytes = 0  # since the end
         self._short_way = True
         self._ending = False
         self._rest = b""  # the beginning of a frame that isn't complete
@@ -152,12 +155,22 @@ class Wire(trio.abc.Stream):
                 self._on_end(End.PEER_LEFT)
                 return b""
             self.heard = True
+            if self._ending:
+                await self._tire_of(data)
             if through := await self._divide(data) if self._short_way else data:
                 return through
+            data = b""  # or an idle connection would hold what it last received
+
+    async def _tire_of(self, data: bytes) -> None:
+        """Stop reading from a peer that goes on and on after the end: TCP stops it, the close deadline lets it go."""
+        self._discarded_bytes += len(data)
+        if self._discarded_bytes > self._settings.linger_bytes_max:
+            await trio.sleep_forever()
 
     async def _next_bytes(self) -> bytes:
         if self._leftover:
             data, self._leftover = self._leftover, b""
+            await trio.lowlevel.checkpoint()
             return data
         try:
             return await self._transport.receive_some(RECEIVE_BYTES)
@@ -173,7 +186,15 @@ class Wire(trio.abc.Stream):
         at = min(self._skip_bytes, end)
         self._skip_bytes -= at
         through: list[bytes] = []
+        turn = self._settings.frames_at_once_max
         while at < end:
+            if not turn:
+                if through:
+                    self._leftover, at = data[at:], end  # what trio-websocket does with these costs more still
+                    break
+                turn = self._settings.frames_at_once_max
+                await trio.lowlevel.checkpoint()
+            turn -= 1
             first = data[at]
             try:
                 span = measure_client_frame(data, at)

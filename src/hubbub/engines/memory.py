@@ -91,18 +91,19 @@ class MemoryEngine:
     def _history(self, room: str, now: float) -> History:
         history = self._histories.get(room)
         if history is None:
-            if len(self._histories) >= self._settings.rooms_max:
-                self._forget_idlest(now)
+            self._make_room(now)
             history = self._histories[room] = History(room, self._new_epoch(), now)
         return history
 
-    def _forget_idlest(self, now: float) -> None:
+    def _make_room(self, now: float) -> None:
         for _ in range(FORGET_LOOKS_MAX):
-            room, history = next(iter(self._histories.items()))
-            if not self._in_use(room):
-                self.forget(room)
+            if len(self._histories) < self._settings.rooms_max:
                 return
-            self._keep(history, now)
+            room, history = next(iter(self._histories.items()))
+            if self._in_use(room):
+                self._keep(history, now)
+            else:
+                self.forget(room)
 
     def _shrink(self, history: History, now: float) -> None:
         """Let go of all that a room keeps; of its epoch and offsets, too, if nobody is in it."""
