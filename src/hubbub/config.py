@@ -169,8 +169,8 @@ class Settings(msgspec.Struct, kw_only=True):
         Seconds, Meta(description="Handling commands without letting others run; below what a person notices.")
     ] = 0.01
     frames_at_once_max: Annotated[
-        Count, Meta(description="Frames of one client before others may run: some 0.03 ms.")
-    ] = 16
+        Count, Meta(description="Frames of one client before others may run: some 0.06 ms.")
+    ] = 32
     gather_passes_max: Annotated[
         int,
         Meta(
