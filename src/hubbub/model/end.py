@@ -24,7 +24,7 @@ class End(enum.Enum):
     NO_PONG = "no_pong"
     SLOW_CONSUMER = "slow_consumer"  # evicted: its outbox was over a limit
     WRITE_STALL = "write_stall"  # took no byte for too long
-    HANDSHAKE_TIMEOUT = "handshake_timeout"  # didn't take the 101, or the hub was too busy to let it in
+    HANDSHAKE_TIMEOUT = "handshake_timeout"  # the hub was too busy to let it in
     # Ours.
     SHUTDOWN = "shutdown"
     ROOM_ENDED = "room_ended"  # an exception in the room's step
