@@ -1,6 +1,7 @@
 """Servers for tests: a node in this process, or the daemon as its users start it."""
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -9,7 +10,8 @@ import ssl
 import subprocess
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TypeVar
 
 import msgspec
 import trio
@@ -18,6 +20,9 @@ from hubbub.config import Settings
 from hubbub.daemon import Running, serve_socket
 from hubbub.listen import open_listeners, run_accept_loop
 from hubbub.node import Node, open_node
+from peers import SECONDS_MAX
+
+T = TypeVar("T")
 
 UNHURRIED = {
     "publications_per_second_max": 10_000_000,
@@ -127,3 +132,22 @@ def open_daemon(*flags: str, **settings: object) -> Iterator[Daemon]:
     finally:
         process.kill()
         process.communicate()
+
+
+async def elsewhere(wait: Callable[[], T]) -> T:
+    """Wait for the daemon in a thread, so that its clients go on."""
+    with trio.fail_after(2 * SECONDS_MAX):
+        return await trio.to_thread.run_sync(wait, abandon_on_cancel=True)
+
+
+async def exit_of(daemon: Daemon) -> tuple[int, list[dict[str, object]]]:
+    """Wait for the daemon's end; its status, and what it has logged since the log was last looked at."""
+
+    def read() -> tuple[int, str]:
+        assert daemon.process.stderr is not None
+        errors = daemon.process.stderr.read()
+        return daemon.process.wait(), errors
+
+    status, errors = await elsewhere(read)
+    assert "Traceback" not in errors
+    return status, [json.loads(line) for line in errors.splitlines()]

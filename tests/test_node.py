@@ -9,8 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
 import pytest
 import trio
@@ -18,7 +17,7 @@ import trio
 from hubbub.core.frames import CLOSE, FIN
 from hubbub.listen import open_listeners
 from peers import SECONDS_MAX, Closed, Peer, connect, handshake, open_peer
-from servers import UNHURRIED, Daemon, open_daemon
+from servers import UNHURRIED, Daemon, elsewhere, exit_of, open_daemon
 
 PATIENT: dict[str, object] = {
     "drain_seconds_max": 60,
@@ -28,14 +27,6 @@ PATIENT: dict[str, object] = {
     **UNHURRIED,
 }
 """With these nothing but what a test does ends a drain."""
-
-T = TypeVar("T")
-
-
-async def elsewhere(wait: Callable[[], T]) -> T:
-    """Wait for the daemon in a thread, so that its clients go on."""
-    with trio.fail_after(2 * SECONDS_MAX):
-        return await trio.to_thread.run_sync(wait, abandon_on_cancel=True)
 
 
 async def logged(daemon: Daemon, event: str) -> None:
@@ -49,19 +40,6 @@ async def logged(daemon: Daemon, event: str) -> None:
         pytest.fail(f"the daemon has ended without {event!r}")
 
     await elsewhere(read)
-
-
-async def exit_of(daemon: Daemon) -> tuple[int, list[dict[str, object]]]:
-    """Wait for the daemon's end; its status, and what it has logged since the log was last looked at."""
-
-    def read() -> tuple[int, str]:
-        assert daemon.process.stderr is not None
-        errors = daemon.process.stderr.read()
-        return daemon.process.wait(), errors
-
-    status, errors = await elsewhere(read)
-    assert "Traceback" not in errors
-    return status, [json.loads(line) for line in errors.splitlines()]
 
 
 @contextlib.contextmanager

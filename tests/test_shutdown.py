@@ -1,7 +1,6 @@
 """A stop under load (P10), what systemd and operators see of the daemon, what is left of hostile crowds (P7)."""
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -14,7 +13,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 import trio
@@ -33,11 +31,10 @@ from peers import (
     open_peer,
     shake_hands,
 )
-from servers import Daemon, open_daemon
+from servers import Daemon, elsewhere, exit_of, open_daemon
 from worlds import open_world
 
 Entry = dict[str, object]
-T = TypeVar("T")
 
 LIVE, SILENT, STALLED, PUBLISHERS = 460, 30, 10, 10
 DRAIN_SECONDS = 3.0
@@ -51,25 +48,6 @@ PATIENT: dict[str, object] = {
 }
 """With these nothing but what a test does ends a drain."""
 RECEIVE_BUFFER = 4096
-
-
-async def elsewhere(wait: Callable[[], T]) -> T:
-    """Wait for the daemon in a thread, so that its clients go on."""
-    with trio.fail_after(2 * SECONDS_MAX):
-        return await trio.to_thread.run_sync(wait, abandon_on_cancel=True)
-
-
-async def exit_of(daemon: Daemon) -> tuple[int, list[Entry]]:
-    """Wait for the daemon's end; its status, and what it has logged since the log was last looked at."""
-
-    def read() -> tuple[int, str]:
-        assert daemon.process.stderr is not None
-        errors = daemon.process.stderr.read()
-        return daemon.process.wait(), errors
-
-    status, errors = await elsewhere(read)
-    assert "Traceback" not in errors
-    return status, [json.loads(line) for line in errors.splitlines()]
 
 
 @contextlib.contextmanager
