@@ -12,7 +12,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"errors"},
     {"config"},
-    {"model", "systemd"},
+    {"collector", "model", "systemd"},
     {"core"},
     {"dialects", "engines", "auth"},
     {"hub"},
@@ -38,10 +38,19 @@ WAITS = {
     "hub.inbox.Inbox.take": {"receive"},
     # The reader: for the peer, for the 101, and for the session, which waits for the inbox.
     "connection.session.Session.receive": {"_wait", "put"},
+    "connection.session.Session.receive_fragment": {"_wait"},
     "connection.session.Session._wait": {"sleep_forever"},  # as long as it is over its rates
-    "connection.wire.Wire.receive_some": {"_divide", "_next_bytes", "_tire_of", "checkpoint", "wait"},
-    "connection.wire.Wire._next_bytes": {"checkpoint", "receive_some"},
-    "connection.wire.Wire._divide": {"_on_message", "checkpoint"},
+    "connection.wire.Wire.receive_some": {
+        "_divide",
+        "_next_bytes",
+        "_tire_of",
+        "checkpoint",
+        "pass_through",
+        "wait",
+    },
+    "connection.wire.Wire._next_bytes": {"checkpoint", "pass_through", "receive_some"},
+    "connection.wire.Wire._divide": {"_note_passing", "checkpoint", "receive"},
+    "connection.wire.Wire._note_passing": {"pass_through", "receive_fragment"},
     "connection.wire.Wire._tire_of": {"sleep_forever"},  # until the close deadline
     "connection.wire.Wire.send_all": {"checkpoint", "flushed"},
     "connection.wire.Wire.wait_send_all_might_not_block": {"checkpoint"},
@@ -62,6 +71,9 @@ WAITS = {
     "connection.connection._answered": {"get_message"},
     "connection.linger.linger": {"receive_some", "shutdown_send", "sleep"},
     "connection.proxy_header.receive_proxy_header": {"wait_readable"},
+    # Those who come or go at one moment: for their turn.
+    "connection.turnstile.Turnstile.pass_through": {"park"},
+    "connection.turnstile.Turnstile.keep": {"checkpoint", "park"},
     # Housekeeping: for the clock.
     "connection.heartbeat.run_heartbeat": {"checkpoint", "sleep"},
 }

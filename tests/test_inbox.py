@@ -22,6 +22,7 @@ async def take_all(inbox: Inbox) -> list[str]:
         await trio.testing.wait_all_tasks_blocked()
         try:
             taken.append(inbox.take_nowait())
+            inbox.done(taken[-1:])
         except trio.WouldBlock:
             return [command.room for command in taken if command is not None]
 

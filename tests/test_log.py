@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -17,7 +18,7 @@ import trio
 
 from hubbub.core.frames import BINARY, CONTINUATION, FIN, MASKED, PING, TEXT
 from hubbub.log import SAME_PER_SECOND_MAX, Throttle, configure_logging
-from peers import SECONDS_MAX, client_frame, close_payload, connect, open_peer, reset
+from peers import SECONDS_MAX, HandshakeRefused, client_frame, close_payload, connect, open_peer, reset
 from servers import UNHURRIED, Daemon, open_daemon
 
 Entry = dict[str, object]
@@ -200,7 +201,7 @@ ENDS: dict[str, tuple[bytes, str, int]] = {
     "too-many-pings": (100 * client_frame(PING, b""), "too_many_control_frames", 1008),
 }
 LIMITS: dict[str, object] = {"message_bytes_max": 1000, "control_frames_per_second_max": 10, "close_seconds_max": 1}
-KEYS = {"event", "level", "timestamp", "reason", "peer", "room", "seconds", "bytes_sent"}
+KEYS = {"event", "level", "timestamp", "reason", "code", "peer", "room", "seconds", "bytes_sent", "bytes_received"}
 
 
 async def log_of(daemon: Daemon) -> list[Entry]:
@@ -250,10 +251,13 @@ async def test_each_wrong_end_is_one_entry() -> None:
     for entry in ends:
         assert set(entry) == KEYS
         assert (entry["level"], entry["peer"]) == ("info", "127.0.0.1")
+        assert entry["code"] == ENDS[str(entry["room"])][2]
         assert isinstance(entry["seconds"], float)
         assert 0 <= entry["seconds"] < SECONDS_MAX
         assert isinstance(entry["bytes_sent"], int)
         assert entry["bytes_sent"] > len(b"HTTP/1.1 101 ") + len("hello")
+        assert isinstance(entry["bytes_received"], int)
+        assert entry["bytes_received"] >= len(client_frame(TEXT, b"hello"))
     assert [entry["event"] for entry in log if entry not in ends] == ["draining", "stopped"]
 
 
@@ -264,11 +268,64 @@ async def test_wrong_requests_are_no_entries() -> None:
             stream = await connect(daemon.port)
             await stream.send_all(request)
             await stream.send_eof()
-            with trio.fail_after(SECONDS_MAX), contextlib.suppress(trio.BrokenResourceError):
-                while await stream.receive_some():
+            await read_to_end(stream)
+        assert [entry["event"] for entry in await log_of(daemon)] == ["draining", "stopped"]
+
+
+async def test_the_story_of_a_connection() -> None:
+    """At the level of debug: it came, became a WebSocket, ended; or was refused, and why. A limit is worth an info."""
+    with open_daemon(log_level="debug", connections_max=2) as daemon:
+        async with open_peer(daemon.port, "/chat/story") as peer:
+            stream = await connect(daemon.port)
+            await stream.send_all(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b" 404 " in await stream.receive_some()
+            with pytest.raises(HandshakeRefused):
+                async with open_peer(daemon.port):
                     pass
             await trio.aclose_forcefully(stream)
-        assert [entry["event"] for entry in await log_of(daemon)] == ["draining", "stopped"]
+            await peer.close()
+        log = await log_of(daemon)
+    assert Counter((entry["event"], entry["level"]) for entry in log) == {
+        ("opened", "debug"): 3,
+        ("upgraded", "debug"): 1,
+        ("connection ended", "debug"): 1,
+        ("refused", "info"): 1,
+        ("refused", "debug"): 1,
+        ("draining", "info"): 1,
+        ("stopped", "info"): 1,
+    }
+    refused = [entry for entry in log if entry["event"] == "refused"]
+    assert [entry["status"] for entry in refused] == [404, 503]
+    assert "connections_max = 2" in str(refused[1]["why"])
+    (upgrade,) = (entry for entry in log if entry["event"] == "upgraded")
+    assert (upgrade["room"], upgrade["dialect"], upgrade["peer"]) == ("story", "plain", "127.0.0.1")
+
+
+async def test_an_eviction_says_how_much_waited() -> None:
+    """And the end that follows gives the reason and the code."""
+    with open_daemon(outbox_bytes_max=100_000, history_size=0, close_seconds_max=1) as daemon:
+        async with open_peer(daemon.port) as slow, open_peer(daemon.port) as talker:
+            for number in range(1000):
+                await talker.send(f"{number} " + 60_000 * "x")
+                await talker.receive()
+                if (await trio.to_thread.run_sync(daemon.metrics))["hubbub_connections"] < 2:
+                    break
+            assert isinstance(slow.stream, trio.SocketStream)
+            await trio.aclose_forcefully(slow.stream)
+        log = await log_of(daemon)
+    (evicted,) = (entry for entry in log if entry["event"] == "evicted")
+    assert evicted["level"] == "info"
+    assert int(str(evicted["bytes_queued"])) >= 100_000
+    (ended,) = (entry for entry in log if entry["event"] == "connection ended")
+    assert (ended["reason"], ended["code"]) == ("slow_consumer", 1013)
+
+
+async def read_to_end(stream: trio.SocketStream) -> None:
+    """Read until the server is done, and be done too."""
+    with trio.fail_after(SECONDS_MAX), contextlib.suppress(trio.BrokenResourceError):
+        while await stream.receive_some():
+            pass
+    await trio.aclose_forcefully(stream)
 
 
 async def test_a_flood_of_wrong_ends() -> None:

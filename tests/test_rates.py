@@ -187,6 +187,24 @@ async def test_bytes_have_a_rate_of_their_own(autojump_clock: MockClock) -> None
         assert seconds == pytest.approx((60 - 10) / 10, abs=OFF_SECONDS)
 
 
+async def test_fragments_count_as_publications(autojump_clock: MockClock) -> None:
+    """A message in 50 frames is 50: each costs as much as a message in a small room."""
+    async with open_house(0, **PATIENT, **HUNDRED) as house:
+        peer, _ = await house.connect()
+        pieces = [client_frame(TEXT, b"x", fin=False), *(client_frame(0, b"x", fin=False) for _ in range(48))]
+        message = b"".join((*pieces, client_frame(0, b"x")))
+        begin = trio.current_time()
+        async with trio.open_nursery() as nursery:
+
+            async def say_it_all() -> None:
+                for _ in range(10):
+                    await peer.stream.send_all(message)
+
+            nursery.start_soon(say_it_all)
+            assert await peer.receive_texts(10) == [50 * "x"] * 10
+        assert trio.current_time() - begin == pytest.approx((10 * 50 - 50) / 100, abs=OFF_SECONDS)
+
+
 async def test_too_fast_for_too_long(autojump_clock: MockClock) -> None:
     """1008, after rate_seconds_max of being over the rates without a rest; what was read before is published."""
     limits: dict[str, object] = {

@@ -23,6 +23,7 @@ import trio
 
 from hubbub import systemd
 from hubbub.auth.proxies import is_trusted, parse_networks
+from hubbub.collector import tune_collector
 from hubbub.config import Settings, change
 from hubbub.connection.proxy_header import receive_proxy_header
 from hubbub.connection.transport import TcpTransport, TlsTransport
@@ -55,6 +56,7 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
     Raises:
         StartError: it can't listen as configured.
     """
+    tune_collector()
     running = Running(settings, load_tls(settings), wanted)
     settings = running.settings
     fit_file_limit(settings)

@@ -4,6 +4,7 @@
     ├─ hub task               the only task that changes rooms
     ├─ heartbeat              one for all connections
     ├─ expiry                 one for all histories
+    ├─ turnstile              those who come or go at one moment take turns
     └─ connections nursery    drained before the above end
        └─ FrontDoor.serve     one a connection, with a nursery of its own
 
@@ -24,6 +25,7 @@ from hubbub.config import Settings
 from hubbub.connection.connection import Connection, Services
 from hubbub.connection.heartbeat import run_heartbeat
 from hubbub.connection.outbox import OutboxTotal
+from hubbub.connection.turnstile import Turnstile
 from hubbub.core.rooms import Rooms
 from hubbub.engines.memory import MemoryEngine
 from hubbub.hub.inbox import Inbox
@@ -57,12 +59,14 @@ class Node:
         self.connections: set[Connection] = set()
         self.metrics = Metrics(self.hub, self.inbox, self.engine, self.connections)
         self.outboxes = OutboxTotal(settings, self.evict_fullest)
+        self.turnstile = Turnstile()
         services = Services(
             settings,
             self.inbox,
             self.rooms.occupancy,
             self.connections,
             self.outboxes,
+            self.turnstile,
             self.metrics.count_open,
             self.metrics.count_end,
             rng,
@@ -98,6 +102,7 @@ async def open_node(settings: Settings, rng: random.Random) -> AsyncIterator[tup
         housekeeping.start_soon(run_hub, node.hub, node.inbox, settings)
         housekeeping.start_soon(run_heartbeat, node.connections, settings)
         housekeeping.start_soon(run_expiry, node.hub, settings)
+        housekeeping.start_soon(node.turnstile.keep)
         async with trio.open_nursery() as connections:
             yield node, connections
             connections.cancel_scope.deadline = trio.current_time() + settings.drain_seconds_max

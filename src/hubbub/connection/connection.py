@@ -30,6 +30,7 @@ from hubbub.connection.linger import linger
 from hubbub.connection.outbox import Outbox, OutboxTotal, State
 from hubbub.connection.session import Session
 from hubbub.connection.transport import Transport
+from hubbub.connection.turnstile import Turnstile
 from hubbub.connection.wire import Wire
 from hubbub.core.frames import encode_close
 from hubbub.dialects.base import Conversation, Dialect
@@ -73,6 +74,7 @@ class Services(msgspec.Struct, frozen=True):
         occupancy: how many are in a room.
         connections: those that are open; each adds and removes itself.
         outboxes: counts what waits in all of them.
+        turnstile: where those who come and go at one moment take turns.
         count_open: called for each connection once its 101 is out.
         count_end: called once for each connection, opened or not; with whether it was cut off at a stop.
         rng: for the heartbeat's jitter.
@@ -83,6 +85,7 @@ class Services(msgspec.Struct, frozen=True):
     occupancy: Callable[[str], int]
     connections: set["Connection"]
     outboxes: OutboxTotal
+    turnstile: Turnstile
     count_open: Callable[[], None]
     count_end: Callable[[End, bool], None]
     rng: random.Random
@@ -116,6 +119,7 @@ async def serve_connection(transport: Transport, upgrade: Upgrade, services: Ser
         if connection is not None:
             connection.end(End.CANCELLED)  # if nothing else was said
             connection.report()
+            connection.release()
     if connection is not None and connection.said_goodbye:
         await linger(transport, services.settings)
     return refused
@@ -131,10 +135,10 @@ class Connection:
         "_services",
         "_transport",
         "_upgrade",
+        "code",
         "cut_off",
         "encoder",
         "ended",
-        "evict",
         "gone",
         "offer",
         "outbox",
@@ -155,14 +159,21 @@ class Connection:
         self.encoder: Dialect = upgrade.dialect
         self.gone = False
         self.ended: End | None = None
+        self.code: int | None = None  # of the Close: ours, or the peer's if that came first
         self.cut_off = False  # at a stop, before it had everything and the Close
         self.said_goodbye = False  # everything that was queued, and a Close, has been given to the transport
         self.outbox = Outbox(transport, nursery, settings, services.outboxes, self.end)
         self.offer: Callable[[bytes, int], None] = self.outbox.offer  # bound once: called for each delivery
-        self.evict: Callable[[End], None] = self.end
         self.session = Session(upgrade.conversation, services.inbox, services.occupancy, settings, self.end)
         self.wire = Wire(
-            transport, self.outbox, upgrade.head, upgrade.leftover, settings, self.session.receive, self.end
+            transport,
+            self.outbox,
+            self.session,
+            upgrade.head,
+            upgrade.leftover,
+            settings,
+            services.turnstile,
+            self.end,
         )
         self.pulse: Pulse = first_pulse(self._opened_at, settings, services.rng)
 
@@ -178,6 +189,13 @@ class Connection:
             self.wire.end()
             self.session.end()
             self._scope.cancel()
+            if end is End.SLOW_CONSUMER:
+                waiting = self.outbox.bytes_queued
+                log.info("evicted", peer=self._upgrade.peer, room=self._upgrade.room, bytes_queued=waiting)
+
+    def evict(self, end: End) -> None:
+        """As `end`: the hub's word for it."""
+        self.end(end)
 
     def leave(self) -> None:
         """Leave the hub. Idempotent; never waits or raises."""
@@ -196,6 +214,7 @@ class Connection:
             return refused or Refused("the server is shutting down")
         websocket = await self._open()
         self._services.count_open()
+        log.debug("upgraded", peer=self._upgrade.peer, room=self._upgrade.room, dialect=self.encoder.name)
         await self._serve(websocket)
         self.leave()
         with trio.move_on_after(settings.close_seconds_max):
@@ -218,11 +237,17 @@ class Connection:
         write(
             "connection ended",
             reason=end.value,
+            code=self.code,
             peer=self._upgrade.peer,
             room=self._upgrade.room,
             seconds=round(trio.current_time() - self._opened_at, 3),
             bytes_sent=self.outbox.bytes_sent,
+            bytes_received=self.wire.bytes_received,
         )
+
+    def release(self) -> None:
+        """Let go of the parts, which refer back to the connection: what can be freed now needs no garbage collector."""
+        del self.offer, self.outbox, self.session, self.wire, self._nursery
 
     async def _join(self) -> Refused | None:
         """Join the room; its history, if asked for, is then the first thing in the outbox."""
@@ -284,9 +309,11 @@ class Connection:
                 await _answered(websocket)
                 verdict = websocket.closed
                 last_word = encode_close(verdict.code, verdict.reason or verdict.name) if verdict else b""
+                self.code = verdict.code if verdict else None
             else:
                 disconnect = self.encoder.disconnect(self.ended)
                 last_word = encode_close(disconnect.code, disconnect.reason)
+                self.code = disconnect.code
                 await websocket.aclose(disconnect.code, disconnect.reason)
             if self.outbox.state is not State.SEALED:
                 # trio-websocket found fault with the input and closed without a word; RFC 6455 section 7.1.7 wants one.

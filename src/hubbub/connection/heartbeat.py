@@ -61,7 +61,8 @@ async def run_heartbeat(connections: Set["Connection"], settings: Settings) -> N
         await trio.sleep(min(interval / LOOKS_PER_INTERVAL, LOOK_SECONDS_MAX))
         now = trio.current_time()
         for count, connection in enumerate(list(connections), 1):
-            _look(connection, now, settings)
+            if connection.ended is None:  # since the list was made, others have run
+                _look(connection, now, settings)
             if count % CONNECTIONS_PER_CHECKPOINT == 0:
                 await trio.lowlevel.checkpoint()
 

@@ -225,9 +225,9 @@ class Outbox:
         if self._state is State.OPEN or self._state is State.HELD:
             self._state = State.EVICTED
             self._direct = False
+            self._on_end(End.SLOW_CONSUMER)
             if self._backlog is not None:
                 self._backlog.drop()
-            self._on_end(End.SLOW_CONSUMER)
 
     def open(self, head: bytes) -> None:
         """Send `head` (the 101), then what was offered while HELD, then whatever comes. To be called once."""

@@ -6,7 +6,8 @@ both at once), so it must not close the connection: it says why it ends, and the
 Rules:
 1. Backpressure: while the hub's inbox is full, or this peer is over its rates, nothing more is read from it, and TCP
    slows it down. What has been read is never dropped for its rate.
-2. A publication counts by how many get it: in a room k times `rate_occupancy`, k times.
+2. A publication counts by how many get it: in a room k times `rate_occupancy`, k times. A fragment of a message
+   counts as a publication, since it costs as much as one in a small room.
 3. A peer that is over its rates for `rate_seconds_max` on end is disconnected.
 """
 
@@ -80,9 +81,18 @@ class Session:
         self.handing_over = True
         for command in commands:
             await self._inbox.put(command)
-            if isinstance(command, Publish) and self._paced and (seconds := self._owed(command)):
-                await self._wait(seconds)
+            if isinstance(command, Publish):
+                weight = max(1.0, self._occupancy(command.room) / self._settings.rate_occupancy)
+                if seconds := self._owed(weight, len(command.data) * weight):
+                    await self._wait(seconds)
         self.handing_over = False
+
+    async def receive_fragment(self) -> None:
+        """Count a frame that is only a part of a message; waits as the rules say."""
+        if seconds := self._owed(1.0, 0.0):
+            self.handing_over = True
+            await self._wait(seconds)
+            self.handing_over = False
 
     def end(self) -> None:
         """Pause no longer: the connection is ending, and its input must be read to its end."""
@@ -90,14 +100,11 @@ class Session:
         if self._pause is not None:
             self._pause.cancel()
 
-    def _owed(self, command: Publish) -> float:
-        """Return how long to pause for this publication."""
-        weight = self._occupancy(command.room) / self._settings.rate_occupancy
-        if weight < 1:
-            weight = 1.0
+    def _owed(self, weight: float, weighted_bytes: float) -> float:
+        """Return how long to pause for what counts as so many publications and bytes."""
         publications, data = self._publications, self._bytes
         allowed = publications.spend(weight)
-        if data.spend(len(command.data) * weight) and allowed:
+        if (data.spend(weighted_bytes) and allowed) or not self._paced:
             return 0.0
         now = trio.current_time()
         seconds = max(publications.settle(now), data.settle(now))

@@ -16,19 +16,22 @@ Rules:
    what still comes of that frame is skipped, so that the peer's Close can be seen.
 6. Once the connection ends, or the peer has sent its Close, data is discarded, up to a limit; only a Close goes on.
 7. b'' means the end of the stream, never "only data frames came".
-8. After `frames_at_once_max` frames the others get a turn: a segment full of tiny frames is no privilege.
+8. After `frames_at_once_max` frames the others get a turn: a segment full of tiny frames is no privilege. And who
+   ends the connection takes turns with the others who do (`turnstile`).
 9. Outbound, everything goes to the outbox; only a Close waits until it is out.
 
 RFC 6455 sections 5.2 to 5.5.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import trio
 
 from hubbub.config import Settings
 from hubbub.connection.outbox import Outbox
+from hubbub.connection.session import Session
 from hubbub.connection.transport import Transport
+from hubbub.connection.turnstile import Turnstile
 from hubbub.core.frames import (
     BINARY,
     CLOSE,
@@ -63,10 +66,11 @@ class Wire(trio.abc.Stream):
     Args:
         transport: its receive side is the wire's alone.
         outbox: takes what trio-websocket sends.
+        session: takes whole messages, and counts fragments; may wait, but never for the hub's answers.
         head: the request head written by the front door.
         leftover: what the client sent behind its head: the first frames, perhaps.
         settings: message_bytes_max, message_fragments_max.
-        on_message: takes one whole message (data, binary); may wait, but never for the hub.
+        turnstile: where ends take turns.
         on_end: called when the wire learns that, and why, the connection ends.
 
     *Resource handling*: closing the wire only makes it refuse; the transport is `serve_connection`'s to close.
@@ -82,14 +86,16 @@ class Wire(trio.abc.Stream):
         "_leftover",
         "_message_bytes",
         "_on_end",
-        "_on_message",
         "_opening",
         "_outbox",
         "_rest",
+        "_session",
         "_settings",
         "_short_way",
         "_skip_bytes",
         "_transport",
+        "_turnstile",
+        "bytes_received",
         "heard",
         "under_way",
     )
@@ -98,18 +104,20 @@ class Wire(trio.abc.Stream):
         self,
         transport: Transport,
         outbox: Outbox,
+        session: Session,
         head: bytes,
         leftover: bytes,
         settings: Settings,
-        on_message: Callable[[bytes, bool], Awaitable[None]],
+        turnstile: Turnstile,
         on_end: Callable[[End], None],
     ) -> None:
         self._transport = transport
         self._outbox = outbox
+        self._session = session
         self._head = head
         self._leftover = leftover  # received, but not yet looked at
         self._settings = settings
-        self._on_message = on_message
+        self._turnstile = turnstile
         self._on_end = on_end
         self._opening: trio.Event | None = trio.Event()  # until the 101 has been sent
         self._closed = False
@@ -121,6 +129,7 @@ class Wire(trio.abc.Stream):
         self._fragments = 0  # of the message being received in fragments; 0 = none is
         self._message_bytes = 0  # of that message
         self._control_frames: Bucket | None = None  # from the first one on
+        self.bytes_received = 0
         self.under_way = 0  # whole messages given to trio-websocket and not yet taken from it
         self.heard = False  # whether anything was received since the heartbeat last looked
 
@@ -152,9 +161,11 @@ class Wire(trio.abc.Stream):
             if self._closed:
                 raise trio.ClosedResourceError("the wire has been closed")
             if not data:
+                await self._turnstile.pass_through()
                 self._on_end(End.PEER_LEFT)
                 return b""
             self.heard = True
+            self.bytes_received += len(data)
             if self._ending:
                 await self._tire_of(data)
             if through := await self._divide(data) if self._short_way else data:
@@ -175,6 +186,7 @@ class Wire(trio.abc.Stream):
         try:
             return await self._transport.receive_some(RECEIVE_BYTES)
         except trio.BrokenResourceError:
+            await self._turnstile.pass_through()
             self._on_end(End.PEER_RESET)
             raise
 
@@ -217,13 +229,13 @@ class Wire(trio.abc.Stream):
             elif first == _PONG:
                 self._limit_control_frames()
             elif first != _TEXT_WHOLE and first != _BINARY_WHOLE:
-                self._note_passing(first, stop - start)
+                await self._note_passing(first, stop - start)
                 through.append(data[at:stop])
             elif self.under_way or (payload := _ordinary(data, start, stop, first)) is None:
                 self.under_way += 1
                 through.append(data[at:stop])
             else:
-                await self._on_message(payload, first == _BINARY_WHOLE)
+                await self._session.receive(payload, first == _BINARY_WHOLE)
             at = stop
         if at < end:
             self._rest = data[at:]
@@ -254,9 +266,10 @@ class Wire(trio.abc.Stream):
             return True
         return False
 
-    def _note_passing(self, first: int, length: int) -> None:
+    async def _note_passing(self, first: int, length: int) -> None:
         """Keep count of a fragment or a Close on its way to trio-websocket."""
         if first & OPCODE == CLOSE:
+            await self._turnstile.pass_through()
             self._refuse(End.PEER_CLOSED)
         elif first & FIN:
             self._fragments = self._message_bytes = 0
@@ -264,6 +277,7 @@ class Wire(trio.abc.Stream):
         else:
             self._fragments += 1
             self._message_bytes += length
+            await self._session.receive_fragment()
 
     def _limit_control_frames(self) -> None:
         now = trio.current_time()

@@ -2,13 +2,14 @@
 
 Rules:
 1. Commands wait in one memory channel, bounded in commands and in bytes. When it is full the connection's
-   reader waits, so TCP slows that publisher down: backpressure.
+   reader waits, so TCP slows that publisher down: backpressure. The bytes count until the hub is done with them.
 2. A leave can't fail, wait or be lost: it goes onto a plain list, once a subscriber, and wakes the hub.
 3. Commands of one connection stay in their order: its reader puts one after the other. Nobody overtakes for
-   ever: who comes while others wait for bytes waits, too, and each command taken lets one go on.
+   ever: who comes while others wait for bytes waits, too, and each command done lets one go on.
 """
 
 import contextlib
+from collections.abc import Sequence
 
 import msgspec
 import trio
@@ -70,9 +71,7 @@ class Inbox:
 
     async def take(self) -> Command | None:
         """Wait for a command, or a wake-up (None)."""
-        command = await self._take.receive()
-        self._taken(command)
-        return command
+        return await self._take.receive()
 
     def take_nowait(self) -> Command | None:
         """Return a command or a wake-up (None).
@@ -80,9 +79,15 @@ class Inbox:
         Raises:
             trio.WouldBlock: nothing waits.
         """
-        command = self._take.receive_nowait()
-        self._taken(command)
-        return command
+        return self._take.receive_nowait()
+
+    def done(self, commands: Sequence[Command | None]) -> None:
+        """Say that these have been carried out, and need no memory any more."""
+        for command in commands:
+            if command is not None:
+                self._bytes -= command.size_bytes
+        if self._space:
+            self._space.unpark(count=len(commands))
 
     def take_leaves(self) -> list[Subscriber]:
         """Return who has left since the last call."""
@@ -98,9 +103,3 @@ class Inbox:
             leaves=len(self._leaves),
             readers_waiting=waiting.tasks_waiting_send + len(self._space),
         )
-
-    def _taken(self, command: Command | None) -> None:
-        if command is not None:
-            self._bytes -= command.size_bytes
-            if self._space:
-                self._space.unpark()

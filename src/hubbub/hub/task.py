@@ -37,6 +37,7 @@ async def run_hub(hub: Hub, inbox: Inbox, settings: Settings) -> None:
         for subscriber in inbox.take_leaves():
             hub.leave(subscriber)
         await _apply(hub, commands, settings.pass_seconds_max)
+        inbox.done(commands)
 
 
 def _take_waiting(commands: list[Command | None], inbox: Inbox, limit: int) -> None:

@@ -12,6 +12,7 @@ Rules:
 
 import contextlib
 from collections.abc import Iterator
+from http import HTTPStatus
 
 import structlog
 import trio
@@ -74,6 +75,7 @@ class FrontDoor:
             operators: whether it arrived at the operators' own address.
         """
         visit = Visit(peer, local_address, isinstance(transport, TlsTransport), operators)
+        log.debug("opened", peer=peer, tls=visit.tls)
         self._serving += 1
         try:
             if self._is_heard(visit):
@@ -98,6 +100,7 @@ class FrontDoor:
         if visit.from_address <= self._settings.connections_per_address_max + HEARD_BEYOND_LIMIT:
             return True
         self._metrics.count_refusal("connections_per_address_max")
+        log.info("refused", peer=visit.peer, why="connections_per_address_max, and unheard")
         return False
 
     def _learn_client(self, request: Request, visit: Visit) -> None:
@@ -115,14 +118,14 @@ class FrontDoor:
         if upgrade is not None:
             refused = await serve_connection(transport, upgrade, self._services)
             if refused is not None:
-                answer = HttpError(503, refused.reason, close=True).response
-                await self._answer(HttpConnection(transport, self._settings), answer)
+                answer = self._refuse(visit, HttpError(503, refused.reason, close=True))
+                await self._answer(self._http(transport), answer)
                 await linger(transport, self._settings)
 
     async def _talk_http(self, transport: Transport, visit: Visit) -> Upgrade | None:
         """Answer requests until one is an upgrade; None if the connection is over before."""
         settings = self._settings
-        http = HttpConnection(transport, settings)
+        http = self._http(transport)
         head_deadline = trio.current_time() + settings.head_seconds_max
         if isinstance(transport, TlsTransport):
             with trio.CancelScope(deadline=head_deadline) as scope, self.letting_go(scope):
@@ -143,6 +146,16 @@ class FrontDoor:
                 return None
             head_deadline = trio.current_time() + settings.head_seconds_max
 
+    def _refuse(self, visit: Visit, error: HttpError) -> Response:
+        """Log it: what met a limit concerns the operator, what was malformed only who looks for it."""
+        status = error.response.status
+        write = log.info if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE) else log.debug
+        write("refused", peer=visit.peer, status=status, why=str(error))
+        return error.response
+
+    def _http(self, transport: Transport) -> HttpConnection:
+        return HttpConnection(transport, self._settings, self._services.turnstile)
+
     async def _answer(self, http: HttpConnection, answer: Response) -> None:
         self._metrics.count_response(answer.status)
         with trio.fail_after(self._settings.write_stall_seconds_max):
@@ -159,10 +172,11 @@ class FrontDoor:
                 house = House(self._draining, self._serving, len(self._services.connections))
                 return self._routes.decide(request, http.leftover, visit, house)
             except HttpError as error:
-                return error.response
+                return self._refuse(visit, error)
         if not http.in_head or self._draining:
             return None
-        return HttpError(408, f"no request within {self._settings.head_seconds_max:g} s", close=True).response
+        late = f"no request within {self._settings.head_seconds_max:g} s"
+        return self._refuse(visit, HttpError(408, late, close=True))
 
     @contextlib.contextmanager
     def letting_go(self, scope: trio.CancelScope) -> Iterator[None]:

@@ -14,6 +14,7 @@ import trio
 
 from hubbub.config import Settings
 from hubbub.connection.transport import Transport
+from hubbub.connection.turnstile import Turnstile
 
 TEXT = "text/plain; charset=utf-8"
 _READ_BYTES = 4096
@@ -64,8 +65,9 @@ class HttpError(Exception):
 class HttpConnection:
     """The server's side of one HTTP/1.1 connection, up to its end or an upgrade. Owns nothing."""
 
-    def __init__(self, transport: Transport, settings: Settings) -> None:
+    def __init__(self, transport: Transport, settings: Settings, turnstile: Turnstile) -> None:
         self._transport = transport
+        self._turnstile = turnstile
         self._settings = settings
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=settings.head_bytes_max)
         self._heard = False
@@ -173,6 +175,7 @@ class HttpConnection:
 
     async def _receive(self) -> None:
         data = await self._transport.receive_some(_READ_BYTES)
+        await self._turnstile.pass_through()
         self._heard = self._heard or bool(data)
         self._h11.receive_data(data)
 

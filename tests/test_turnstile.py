@@ -1,0 +1,101 @@
+"""Taking turns, and that what has ended is freed without the garbage collector."""
+
+import gc
+import weakref
+
+import pytest
+import trio
+import trio.testing
+
+from hubbub.connection.turnstile import AT_ONCE, Turnstile
+from peers import Peer, client_frame, close_payload
+from worlds import KINDS, World, open_world
+
+CROWD = 10 * AT_ONCE + 3
+
+
+async def test_a_crowd_goes_through_in_order_a_few_in_a_pass(nursery: trio.Nursery) -> None:
+    turnstile = Turnstile()
+    nursery.start_soon(turnstile.keep)
+    passed: list[int] = []
+    waiting = [trio.Event() for _ in range(CROWD)]
+
+    async def go(number: int) -> None:
+        await waiting[number].wait()
+        await turnstile.pass_through()
+        passed.append(number)
+
+    for number in range(CROWD):
+        nursery.start_soon(go, number)
+    await trio.testing.wait_all_tasks_blocked()
+    for event in waiting:
+        event.set()  # all at one moment, in any order
+    before, most, passes = 0, 0, 0
+    with trio.fail_after(5):
+        while len(passed) < CROWD:
+            await trio.lowlevel.checkpoint()
+            most, before, passes = max(most, len(passed) - before), len(passed), passes + 1
+    assert sorted(passed) == list(range(CROWD))
+    assert most <= 2 * AT_ONCE  # a look may fall before one pass's turn and after the next one's
+    assert passes >= CROWD // AT_ONCE / 2
+
+
+async def test_nobody_waits_when_it_is_quiet(nursery: trio.Nursery) -> None:
+    """Alone one goes through at once, without a checkpoint: again and again."""
+    turnstile = Turnstile()
+    nursery.start_soon(turnstile.keep)
+    for _ in range(5):
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(AT_ONCE):
+            with trio.testing.assert_no_checkpoints():
+                await turnstile.pass_through()
+
+
+async def test_who_gives_up_takes_nobodys_turn(nursery: trio.Nursery) -> None:
+    turnstile = Turnstile()
+    nursery.start_soon(turnstile.keep)
+    for _ in range(AT_ONCE):
+        await turnstile.pass_through()
+    with trio.move_on_after(0):
+        await turnstile.pass_through()
+    with trio.fail_after(5):
+        await turnstile.pass_through()
+
+
+async def end(peer: Peer, how: str) -> None:
+    """End it like this, and wait for the server's side of it."""
+    if how == "close":
+        await peer.send_raw(client_frame(8, close_payload(1000)))
+    elif how == "refused":
+        await peer.send_raw(client_frame(3, b"x"))
+    if how == "left":
+        assert isinstance(peer.stream, trio.SocketStream)
+        await peer.stream.aclose()
+    else:
+        await peer.receive_until_closed()
+
+
+async def reference_to_the_only_connection(world: World) -> "weakref.ref[object]":
+    """The collector finds it by a part of it that can be referred to weakly: its task in the node."""
+    (connection,) = world.node.connections
+    return weakref.ref(connection.outbox._nursery)
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"), [*((kind, how) for kind in KINDS for how in ("close", "refused")), ("tcp", "left")]
+)
+async def test_what_has_ended_needs_no_collector(kind: str, how: str) -> None:
+    """Whatever would be left to the collector makes its passes long: they stop everything."""
+    async with open_world(kind) as world:
+        peer = await world.open_peer()
+        await peer.send("hello")
+        await peer.receive()
+        reference = await reference_to_the_only_connection(world)
+        gc.disable()
+        try:
+            await end(peer, how)
+            with trio.fail_after(5):
+                while reference() is not None:
+                    await trio.sleep(0.01)
+        finally:
+            gc.enable()
