@@ -131,7 +131,8 @@ def open_daemon(*flags: str, **settings: object) -> Iterator[Daemon]:
         assert "Traceback" not in errors, errors
     finally:
         process.kill()
-        process.communicate()
+        if process.stderr is not None and not process.stderr.closed:
+            sys.stderr.write(process.communicate()[1])  # shown by pytest when the test fails
 
 
 async def elsewhere(wait: Callable[[], T]) -> T:

@@ -31,7 +31,8 @@ PURE = ("model", "core", "dialects")
 WAITS = {
     # The hub waits for its inbox, and lets others run. Nothing else: no send, no lock, no reply.
     "hub.task.run_hub": {"_apply", "checkpoint", "take"},
-    "hub.task._apply": {"_hand_out", "checkpoint"},
+    "hub.task._apply": {"_hand_out", "_hand_out_all", "checkpoint"},
+    "hub.task._hand_out_all": {"_hand_out"},
     "hub.task._hand_out": {"checkpoint"},
     # Readers wait for room in the inbox; the hub for something in it.
     "hub.inbox.Inbox.put": {"park", "send"},
@@ -167,4 +168,5 @@ def test_words() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Name | ast.arg):
                 name = node.id if isinstance(node, ast.Name) else node.arg
-                assert name not in ("channel", "topic", "coroutine"), f"{file}: {name}"
+                wire_word = name == "channel" and "centrifugo" in file.parts  # Centrifugo's word for a room
+                assert wire_word or name not in ("channel", "topic", "coroutine"), f"{file}: {name}"

@@ -21,8 +21,11 @@ from hubbub.config import Settings
 from hubbub.core.frames import BINARY, FIN, MASKED
 from hubbub.engines.memory import MemoryEngine
 from hubbub.hub.state import PIECE_BYTES_MAX
+from hubbub.model.publication import Kind
 from peers import client_frame, handshake
 from servers import Daemon, open_daemon
+
+pytestmark = pytest.mark.alone  # a daemon on a busy machine falls behind and holds more; ten thousand sockets
 
 MIB = 2**20
 SLACK_BYTES = 32 * MIB
@@ -281,7 +284,7 @@ def test_a_hundred_thousand_names(in_use: int) -> None:
     positions = {room: engine.recent(room, 0, 0.0).position for room in kept}
     most = 0
     for number in range(100_000):
-        engine.append(f"name {number}", bytes(5_000), False, 1.0 + number / 1000)
+        engine.append(f"name {number}", bytes(5_000), Kind.BINARY, 1.0 + number / 1000)
         if number % 100 == 0:
             statistics = engine.statistics()
             most = max(most, statistics.histories)

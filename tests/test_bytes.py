@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import hypothesis.strategies as st
+import pytest
 import trio
 from hypothesis import given, settings
 from structlog.testing import capture_logs
@@ -21,6 +22,8 @@ from hubbub.model.end import End
 from peers import ByteStream, Closed, client_frame, close_payload, handshake
 from servers import leftovers
 from worlds import World, open_world
+
+pytestmark = pytest.mark.no_cover  # twice as fast; other tests reach the same lines
 
 LIMITS: dict[str, object] = {
     "message_bytes_max": 1000,

@@ -22,6 +22,8 @@ from peers import Closed, HandshakeRefused, Peer, client_frame, close_payload, h
 from servers import leftovers
 from simulation.world import captured_log, run_seeded
 
+pytestmark = pytest.mark.no_cover  # twice as fast; other tests reach the same lines
+
 SCHEDULES = range(int(os.environ.get("CANCELLATION_SCHEDULES", "1")))
 RUNS_MAX = 200
 """Of each life, way to cut it off and schedule; where a life has more moments they are sampled evenly."""

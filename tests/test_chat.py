@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 from hubbub.core.frames import BINARY, CLOSE, PING, PONG, TEXT
+from hubbub.model.publication import Kind, Member
 from peers import Closed, Peer, client_frame, open_peer
 from servers import open_daemon, open_server, until_quiet
 from tools import need_node_with_websocket
@@ -219,10 +220,10 @@ async def test_exception_in_a_rooms_step_ends_that_room(monkeypatch: pytest.Monk
     ):
         append = server.node.engine.append
 
-        def trip(room: str, data: bytes, binary: bool, now: float) -> object:
+        def trip(room: str, data: bytes, kind: Kind, now: float, publisher: Member) -> object:
             if data == b"boom":
                 raise ZeroDivisionError
-            return append(room, data, binary, now)
+            return append(room, data, kind, now, publisher)
 
         monkeypatch.setattr(server.node.engine, "append", trip)
         await one.send("boom")

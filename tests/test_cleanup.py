@@ -34,6 +34,8 @@ from peers import (
 )
 from servers import open_daemon, open_server
 
+pytestmark = pytest.mark.alone  # thousands of sockets, and deadlines of half a second
+
 CONNECTIONS = 1000
 SHARED_ROOMS = ("lobby", "kitchen", "garden")
 GONE_SECONDS_MAX = 5.0
@@ -44,6 +46,7 @@ SETTINGS: dict[str, object] = {
     "close_seconds_max": 0.5,
     "linger_seconds_max": 0.5,
     "history_seconds_max": 0.4,
+    "history_meta_seconds_max": 0.4,
     "message_bytes_max": 1024,
 }
 GAUGES = (

@@ -142,6 +142,18 @@ def test_check_prints_every_mistake(place: Path, capsys: pytest.CaptureFixture[s
     )
 
 
+def test_check_looks_into_namespaces(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "hubbub.toml").write_text("[namespaces.chat]\nhistory_size = 5\njoin_leave = true")
+    assert status_of("config", "check", "hubbub.toml") == 0
+    assert capsys.readouterr() == ("ok\n", "")
+    (place / "hubbub.toml").write_text("[namespaces.chat]\nhistory_size = -5\nport = 80")
+    assert status_of("config", "check", "hubbub.toml") == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "hubbub.toml: namespaces.chat.history_size: got -5, allowed: an integer from 0 to 1000000",
+        "hubbub.toml: namespaces.chat.port: got 80, allowed: only at the top level, above all tables",
+    ]
+
+
 def test_check_looks_at_the_file_alone(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,15 +6,17 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubbub.config import Settings
+from hubbub.config import Namespace, Settings
 from hubbub.config_sources import OPTIONS, ConfigError, default_toml, load, variable
 
 ALLOWED_FORMATS = 'one of "auto", "json", "text"'
+ALLOWED_NAMES = "a name of up to 64 ASCII letters, digits, _ . -"
 LONG = "x" * 100
 
 
@@ -83,6 +85,22 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("ping-seconds = 1", "ping-seconds: unknown, did you mean ping_seconds?"),
         ("PORT = 1", "PORT: unknown, did you mean port?"),
         ("[server]\nport = 1", "server: unknown"),
+        ("[namespace.chat]", "namespace: unknown, did you mean namespaces?"),
+        (
+            "history_meta_seconds_max = 1e9",
+            "history_meta_seconds_max: got 1000000000.0, allowed: a number from 0.001 to 315360000",
+        ),
+        ("presence = 1", "presence: got 1, allowed: true or false"),
+        (
+            "force_join_leave = true",
+            "force_join_leave: got true without join_leave, allowed: both, or join_leave alone",
+        ),
+        (
+            "force_join_leave = true\njoin_leave = false",
+            "force_join_leave: got true without join_leave, allowed: both, or join_leave alone",
+        ),
+        ("force_join_leave = true\njoin_leave = 0", "join_leave: got 0, allowed: true or false"),
+        ("force_join_leave = 1", "force_join_leave: got 1, allowed: true or false"),
         ('"a\\nb" = 1', '"a\\nb": unknown'),
         ("port", "not TOML: Expected '=' after a key in a key/value pair (at end of document)"),
         ("port = 1\nhost = x\n", "not TOML: Invalid value (at line 2, column 8)"),
@@ -92,6 +110,65 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_mistake_in_file(file: Path, content: str, answer: str) -> None:
     file.write_text(content)
     assert problems(file, {}, {}) == [f"hubbub.toml: {answer}"]
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("namespaces = 5", ": got 5, allowed: tables [namespaces.NAME]"),
+        ("[[namespaces]]\nhistory_size = 1", ': got [{"history_size": 1}], allowed: tables [namespaces.NAME]'),
+        ("namespaces.chat = 5", ".chat: got 5, allowed: a table [namespaces.NAME]"),
+        ("[namespaces]\nhistory_size = 5", ".history_size: got 5, allowed: a table [namespaces.NAME]"),
+        ('[namespaces.""]', f': got "", allowed: {ALLOWED_NAMES}'),
+        ('[namespaces."a:b"]', f': got "a:b", allowed: {ALLOWED_NAMES}'),
+        ('[namespaces."a\\n"]', f': got "a\\n", allowed: {ALLOWED_NAMES}'),
+        ('[namespaces."é"]', f': got "\\u00e9", allowed: {ALLOWED_NAMES}'),
+        (f"[namespaces.{LONG[:65]}]", f': got "{LONG[:65]}", allowed: {ALLOWED_NAMES}'),
+        (
+            '[namespaces.chat]\nhistory_size = "x"',
+            '.chat.history_size: got "x", allowed: an integer from 0 to 1000000',
+        ),
+        ("[namespaces.chat]\npresence = 1", ".chat.presence: got 1, allowed: true or false"),
+        ('[namespaces."a.b"]\npresence = 1', '."a.b".presence: got 1, allowed: true or false'),
+        ("[namespaces.a.b]\npresence = true", ".a.b: unknown"),
+        ("[namespaces.chat]\nhistory_sise = 1", ".chat.history_sise: unknown, did you mean history_size?"),
+        ("[namespaces.chat]\nprot = 1", ".chat.prot: unknown"),
+        ("[namespaces.chat]\nport = 1", ".chat.port: got 1, allowed: only at the top level, above all tables"),
+        (
+            "[namespaces.chat.namespaces.a]",
+            '.chat.namespaces: got {"a": {}}, allowed: only at the top level, above all tables',
+        ),
+        (
+            "[namespaces.chat]\nforce_join_leave = true",
+            ".chat.force_join_leave: got true without join_leave, allowed: both, or join_leave alone",
+        ),
+        (
+            "join_leave = true\nforce_join_leave = true\n[namespaces.chat]\njoin_leave = false",
+            ".chat.join_leave: got false with force_join_leave, allowed: both, or join_leave alone",
+        ),
+        (
+            "join_leave = true\n[namespaces.chat]\njoin_leave = false\nforce_join_leave = true",
+            ".chat.force_join_leave: got true without join_leave, allowed: both, or join_leave alone",
+        ),
+    ],
+)
+def test_mistake_in_namespaces(file: Path, content: str, answer: str) -> None:
+    file.write_text(content)
+    assert problems(file, {}, {}) == [f"hubbub.toml: namespaces{answer}"]
+
+
+def test_all_mistakes_of_all_namespaces_are_reported(file: Path) -> None:
+    file.write_text(
+        "force_join_leave = true\n[namespaces.a]\n[namespaces.b]\nx = 1\npresence = 1\n[namespaces.'c d']\ny = 1"
+    )
+    assert problems(file, {"HUBBUB_NAMESPACES": "e"}, {}) == [
+        'HUBBUB_NAMESPACES: got "e", allowed: only in the TOML file',
+        "hubbub.toml: force_join_leave: got true without join_leave, allowed: both, or join_leave alone",
+        "hubbub.toml: namespaces.b.x: unknown",
+        "hubbub.toml: namespaces.b.presence: got 1, allowed: true or false",
+        f'hubbub.toml: namespaces: got "c d", allowed: {ALLOWED_NAMES}',
+        'hubbub.toml: namespaces."c d".y: unknown',
+    ]
 
 
 def test_file_that_is_missing(file: Path) -> None:
@@ -115,6 +192,14 @@ def test_file_that_is_too_much_for_the_parser(file: Path, content: str) -> None:
     assert line.startswith("hubbub.toml: not TOML: ")
 
 
+@pytest.mark.parametrize("key", ["port", "namespaces.chat.presence", "namespaces.chat.port"])
+def test_tables_that_are_too_deep(file: Path, key: str) -> None:
+    file.write_text(f"{key}{'.a' * 3000} = 1")
+    (line,) = problems(file, {}, {})
+    assert line.startswith(f"hubbub.toml: {key}: got ")
+    assert len(line) < 200
+
+
 @pytest.mark.parametrize(
     ("name", "value", "answer"),
     [
@@ -134,6 +219,14 @@ def test_file_that_is_too_much_for_the_parser(file: Path, content: str) -> None:
         ("HUBBUB_PROT", "1", "unknown, did you mean HUBBUB_PORT?"),
         ("HUBBUB_port", "1", "unknown, did you mean HUBBUB_PORT?"),
         ("HUBBUB_XYZZY", "1", "unknown"),
+        ("HUBBUB_NAMESPACES", "", 'got "", allowed: only in the TOML file'),
+        ("HUBBUB_NAMESPACES", "{}", 'got "{}", allowed: only in the TOML file'),
+        ("HUBBUB_NAMESPACE", "chat", "unknown"),
+        (
+            "HUBBUB_FORCE_JOIN_LEAVE",
+            "true",
+            "got true without join_leave, allowed: both, or join_leave alone",
+        ),
     ],
 )
 def test_mistake_in_environment(name: str, value: str, answer: str) -> None:
@@ -148,6 +241,7 @@ def test_mistake_in_environment(name: str, value: str, answer: str) -> None:
         ("log_format", "xml", f'--log-format: got "xml", allowed: {ALLOWED_FORMATS}'),
         ("tls_cert", "a.pem", '--tls-cert: got "a.pem" without tls_key, allowed: both or neither'),
         ("log_fromat", "json", "--log-fromat: unknown, did you mean --log-format?"),
+        ("namespaces", "chat", '--namespaces: got "chat", allowed: only in the TOML file'),
     ],
 )
 def test_mistake_in_flags(name: str, value: object, answer: str) -> None:
@@ -178,6 +272,46 @@ def test_halves_of_a_pair_may_come_from_different_sources(file: Path) -> None:
     assert (settings.tls_cert, settings.tls_key) == ("cert.pem", "key.pem")
 
 
+def test_joins_may_be_asked_for_and_forced_by_different_sources(file: Path) -> None:
+    file.write_text("[namespaces.chat]\nforce_join_leave = true")
+    chat = Namespace(join_leave=True, force_join_leave=True)
+    settings = load(file, {"HUBBUB_JOIN_LEAVE": "true"}, {})
+    assert settings == Settings(join_leave=True, namespaces={"chat": chat})
+
+
+def test_what_a_namespace_does_not_say_is_as_at_the_top_level(file: Path) -> None:
+    file.write_text(
+        "history_size = 1\nhistory_bytes_max = 1000\npresence = false\njoin_leave = true\n"
+        "[namespaces.chat]\npresence = true\nhistory_seconds_max = 5\n[namespaces.'a.b_c-9']"
+    )
+    environ, flags = {"HUBBUB_HISTORY_SIZE": "2", "HUBBUB_HISTORY_BYTES_MAX": "2000"}, {"history_size": "3"}
+    common: dict[str, Any] = {"history_size": 3, "history_bytes_max": 2000, "join_leave": True}
+    assert load(file, environ, flags) == Settings(
+        **common,
+        presence=False,
+        namespaces={
+            "chat": Namespace(**common, presence=True, history_seconds_max=5.0),
+            "a.b_c-9": Namespace(**common, presence=False),
+        },
+    )
+
+
+def test_recovery_may_be_forced_without_history(file: Path) -> None:
+    file.write_text("force_recovery = true\nhistory_size = 0\n[namespaces.chat]\nforce_recovery = true")
+    assert load(file, {}, {}).namespaces == {"chat": Namespace(history_size=0)}
+
+
+@pytest.mark.parametrize("room", ["chat", "news.today", "é", "news:today", "news:a:b", "news:"])
+def test_room_with_a_namespace(room: str) -> None:
+    settings = Settings(namespaces={"news": Namespace()})
+    assert settings.namespace(room) is (settings.namespaces["news"] if ":" in room else settings)
+
+
+@pytest.mark.parametrize("room", [":", ":news", "new:s", "News:today", "a:news:b"])
+def test_room_without_its_namespace(room: str) -> None:
+    assert Settings(namespaces={"news": Namespace()}).namespace(room) is None
+
+
 def test_seconds_may_be_whole_numbers(file: Path) -> None:
     file.write_text("ping_seconds = 5")
     ping = load(file, {}, {}).ping_seconds
@@ -199,13 +333,25 @@ def test_no_source_gives_the_defaults() -> None:
 def test_default_toml_gives_the_defaults(file: Path) -> None:
     file.write_text(default_toml())
     assert load(file, {}, {}) == Settings()
-    assert list(tomllib.loads(default_toml())) == list(OPTIONS)
+    assert list(tomllib.loads(default_toml())) == [name for name in OPTIONS if name != "namespaces"]
+    assert default_toml().isascii(), "whatever the terminal's encoding"
+
+
+def test_default_toml_has_the_server_first_and_an_example_last(file: Path) -> None:
+    declared = Settings.__struct_fields__
+    inherited = len(Namespace.__struct_fields__)
+    assert list(OPTIONS) == [*declared[inherited:], *declared[:inherited]]
+    everything, line, example = default_toml().partition("# [namespaces.news]\n")
+    file.write_text(everything + (line + example).replace("# ", ""))
+    news = Namespace(history_size=1000, history_seconds_max=86_400.0, join_leave=True)
+    assert load(file, {}, {}) == Settings(namespaces={"news": news})
 
 
 def test_defaults_are_allowed_by_every_source() -> None:
     texts = {
         variable(name): ",".join(option.default) if isinstance(option.default, list) else str(option.default)
         for name, option in OPTIONS.items()
+        if name != "namespaces"
     }
     assert load(None, texts, {}) == Settings()
 
@@ -224,8 +370,9 @@ def test_every_limit_is_named_with_its_unit(name: str) -> None:
             "fragments",
             "publications",
             "subscribers",
+            "keys",
         ]
-        what = name.removesuffix("_max").removesuffix("_burst").removesuffix("_at_once")
+        what = name.removesuffix("_max").removesuffix("_burst").removesuffix("_at_once").removesuffix("_total")
         assert re.sub("_per_[a-z]+$", "", what).rpartition("_")[2] in units or what == "publications"
 
 
@@ -252,7 +399,13 @@ def to_toml(value: object) -> str:
             return repr(value)
 
 
-@given(content=st.dictionaries(st.sampled_from(list(OPTIONS)) | texts, junk, max_size=4))
+settings_or_junk = st.dictionaries(st.sampled_from(list(OPTIONS)) | texts, junk, max_size=4)
+tables = st.fixed_dictionaries(
+    {"namespaces": st.dictionaries(texts | st.just("chat"), settings_or_junk | junk, max_size=3)}
+)
+
+
+@given(content=settings_or_junk | tables | st.builds(dict.__or__, settings_or_junk, tables))
 def test_any_toml_gives_settings_or_mistakes(
     content: dict[str, object], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -13,8 +13,8 @@ from trio.testing import MockClock
 
 from bounded_pipes import PipeStream, make_pipe
 from hubbub.config import Settings
-from hubbub.connection.heartbeat import PING_FRAME
 from hubbub.core.frames import CLOSE, FIN, PING, PONG
+from hubbub.dialects.plain import PING_FRAME
 from hubbub.model.command import Command
 from hubbub.node import Node, open_node
 from peers import Closed, Peer, close_payload, handshake, shake_hands
@@ -109,6 +109,7 @@ async def test_a_silent_peer_is_cut_off_a_look_late_never_early(seed: int, autoj
         assert house.ended("no_pong") == 1
 
 
+@pytest.mark.no_cover  # twice as fast; other tests reach the same lines
 async def test_a_peer_that_answers_lives(autojump_clock: MockClock) -> None:
     """An hour of nothing but pings and pongs."""
     async with open_house() as house:

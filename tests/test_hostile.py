@@ -23,6 +23,8 @@ from peers import SECONDS_MAX, Peer, open_peer
 from servers import UNHURRIED, Daemon, open_daemon
 from test_cleanup import GAUGES, grown
 
+pytestmark = pytest.mark.alone  # milliseconds are measured
+
 SECONDS = 1.2
 QUIET_SECONDS = 0.6
 GAP_SECONDS = 0.008
@@ -116,7 +118,7 @@ async def test_bystanders_go_on(name: str) -> None:
 
 async def _attempt(name: str) -> tuple[float, float]:
     """Run the attack once, check everything but the pace; return the bystanders' p99 without and with it."""
-    with open_daemon(log_level="warning", history_seconds_max=0.2, **DEFAULTS) as daemon:
+    with open_daemon(log_level="warning", history_seconds_max=0.2, history_meta_seconds_max=0.2, **DEFAULTS) as daemon:
         async with open_peer(daemon.port, "/chat/quiet") as talker, open_peer(daemon.port, "/chat/quiet") as listener:
             bystanders = Bystanders(talker, listener)
             before = await _read_base_line(daemon)

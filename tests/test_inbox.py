@@ -7,12 +7,13 @@ import trio.testing
 from hubbub.dialects.plain import PlainDialect
 from hubbub.hub.inbox import Inbox
 from hubbub.model.command import COMMAND_OVERHEAD_BYTES, Command, Publish
+from hubbub.model.publication import Kind
 from test_rooms_properties import Ear
 
 
 def publish(number: int, size: int = 0) -> Publish:
     """Return a command that can be recognised."""
-    return Publish(str(number), b"x" * size, False)
+    return Publish(str(number), b"x" * size, Kind.TEXT)
 
 
 async def take_all(inbox: Inbox) -> list[str]:
@@ -24,7 +25,7 @@ async def take_all(inbox: Inbox) -> list[str]:
             taken.append(inbox.take_nowait())
             inbox.done(taken[-1:])
         except trio.WouldBlock:
-            return [command.room for command in taken if command is not None]
+            return [command.room for command in taken if isinstance(command, Publish)]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from hubbub.core.frames import CLOSE, CONTINUATION, FIN, PING, PONG, TEXT
 from peers import client_frame, close_payload, connect, handshake, open_peer, reset
 from servers import Daemon, open_daemon
 
+pytestmark = pytest.mark.alone  # six hundred sockets at once, each with a deadline
+
 PLAY_SECONDS_MAX = 60.0
 LAST = b"the end"
 LAST_FRAME = bytes((FIN | TEXT, len(LAST))) + LAST

@@ -163,6 +163,7 @@ async def test_within_the_rate_nothing_pauses(autojump_clock: MockClock) -> None
         assert trio.current_time() < 20 * (0.5 + OFF_SECONDS)
 
 
+@pytest.mark.no_cover  # twice as fast; other tests reach the same lines
 async def test_a_fuller_room_has_slower_talkers(autojump_clock: MockClock) -> None:
     """200 in a room with rate_occupancy = 100: each publication counts twice."""
     limits: dict[str, object] = {
@@ -349,7 +350,7 @@ async def test_subscribers_max() -> None:
                 async with open_peer(server.port):
                     pytest.fail("the room is full")
             assert refused.value.status == 503
-            assert b"the room has subscribers_max = 1 subscribers already" in refused.value.response
+            assert b"the room has subscribers_max subscribers already" in refused.value.response
         await trio.sleep(0.1)
         async with open_peer(server.port) as peer:  # the one has left
             await talks(peer)

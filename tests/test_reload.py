@@ -224,6 +224,25 @@ async def test_what_needs_a_restart(tmp_path: Path) -> None:
         assert await status_of(server.daemon.port) == 101
 
 
+async def test_namespaces(tmp_path: Path) -> None:
+    """A change of any table is one of `namespaces`; also where a table follows the top level, or goes."""
+    tables = "[namespaces.news]\nhistory_size = 5\n[namespaces.chat]\n"
+    with open_reloadable(tmp_path, tables) as server:
+        assert (await server.reload(tables))["changed"] == []
+        for toml, changed in (
+            (tables.replace("5", "6"), ["namespaces"]),
+            ("history_size = 7\n[namespaces.news]\nhistory_size = 6", ["history_size", "namespaces"]),
+            ("history_size = 8\n[namespaces.news]\nhistory_size = 6", ["history_size"]),
+            ("", ["history_size", "namespaces"]),
+        ):
+            entry = await server.reload(toml)
+            assert (entry["changed"], entry["need_restart"]) == (changed, [])
+        entry = await server.reload("[namespaces.news]\nhistory_size = -1", "reload failed; nothing is changed")
+        assert entry["why"] == [
+            f"{server.file}: namespaces.news.history_size: got -1, allowed: an integer from 0 to 1000000"
+        ]
+
+
 async def test_environment_and_flags_still_overrule_the_file(tmp_path: Path) -> None:
     """A file read again isn't stronger than it was."""
     with open_reloadable(tmp_path, "", "--log-level", "info", message_bytes_max=1000) as server:

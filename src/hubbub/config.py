@@ -2,12 +2,14 @@
 
 Rules:
 
-- `Settings` is the one place where a setting is declared. The commented TOML of `hubbub config default`, the
-  help of the command line and the lines that report a mistake are all made from its metadata (`config_sources`).
+- `Settings`, with the `Namespace` that it extends, is the one place where a setting is declared. The commented TOML
+  of `hubbub config default`, the help of the command line and the lines that report a mistake are all made from its
+  metadata (`config_sources`).
 - A limit has its unit in its name (`_seconds`, `_bytes`, `_frames`, …) and is never absent: there is no
   "unlimited". Its comment says where the number comes from.
 - A running server has one `Settings`, which all its parts share. What isn't in `FIXED` is looked at when it is
   needed, so changing it there changes it everywhere; a connection keeps the rates it began with.
+- A `Namespace` is complete: what its table in the file doesn't say is copied from the top level when it is loaded.
 - Only `config_sources.load` checks; a `Settings` made by hand, as tests do, is taken as it is.
 """
 
@@ -23,6 +25,7 @@ Count = Annotated[int, Meta(ge=1, le=10_000_000)]
 Bytes = Annotated[int, Meta(ge=256, le=2**30)]
 Total = Annotated[int, Meta(ge=1024, le=2**40)]
 Seconds = Annotated[float, Meta(ge=0.001, le=86_400.0)]
+Age = Annotated[float, Meta(ge=0.001, le=315_360_000.0)]
 # The patterns keep out what would end in a ValueError of the operating system's calls, such as a NUL.
 Host = Annotated[str, Meta(pattern=r"(?a)\A[\w.:%-]+\Z", extra={"allowed": "a host name or an IP address"})]
 File = Annotated[str, Meta(pattern=r"\A[^\0]*\Z", extra={"allowed": "the path of a file, or nothing"})]
@@ -35,6 +38,10 @@ Networks = Annotated[
     list[Annotated[str, Meta(pattern=r"(?a)\A[0-9A-Fa-f.:]+(/[0-9]{1,3})?\Z")]],
     Meta(extra={"allowed": "a list of IP addresses or networks, such as 10.0.0.0/8"}),
 ]
+NamespaceName = Annotated[
+    str,
+    Meta(pattern=r"(?a)\A[\w.-]{1,64}\Z", extra={"allowed": "a name of up to 64 ASCII letters, digits, _ . -"}),
+]
 Names = Annotated[list[Name], Meta(extra={"allowed": "a list of strings, none of them empty"})]
 
 # A field whose metadata names a group is the first of that group.
@@ -44,13 +51,55 @@ _MESSAGES = {"group": "Messages: what a client may send"}
 _RATES = {"group": "Rates: how fast a client may send, and how much that costs"}
 _OUTBOX = {"group": "Outbox: what waits to be written to one client"}
 _HUB = {"group": "Hub: the one place where everything gets its order"}
-_ROOMS = {"group": "Rooms and their history"}
+_ROOMS = {"group": "All rooms"}
+_NAMESPACE = {"group": "Rooms without a namespace, and what [namespaces.NAME] doesn't say: history, recovery, presence"}
+_RETRIES = {"group": "Idempotency: a publish repeated with its key isn't a second publication"}
 _HEARTBEAT = {"group": "Heartbeat"}
 _ENDING = {"group": "Ending: of a connection, and of the server"}
 
 
-class Settings(msgspec.Struct, kw_only=True):
-    """What one server runs with. A description is the comment that its field gets in the TOML file."""
+class Namespace(msgspec.Struct, kw_only=True):
+    """What is decided for a kind of rooms: those whose names begin with the namespace's, and a colon."""
+
+    history_size: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000, description="Publications kept in a room, a few screens; 0: none.", extra=_NAMESPACE),
+    ] = 100
+    history_bytes_max: Annotated[Bytes, Meta(description="Bytes kept in a room: what one outbox can take at once.")] = (
+        1_048_576
+    )
+    history_seconds_max: Annotated[
+        Seconds, Meta(description="Age of what is kept: a client back after five minutes misses nothing.")
+    ] = 300.0
+    history_meta_seconds_max: Annotated[
+        Age,
+        Meta(
+            description="How long a room that nobody is in keeps its epoch and offset after its last publication; "
+            "Centrifugo's 30 days."
+        ),
+    ] = 2_592_000.0
+    force_recovery: Annotated[
+        Switch,
+        Meta(description="Whether every subscription can be recovered where there is history; else those that ask."),
+    ] = True
+    force_positioning: Annotated[
+        Switch, Meta(description="Whether every subscription has a position, as those with recovery have.")
+    ] = False
+    presence: Annotated[Switch, Meta(description="Whether clients may ask who is in a room.")] = True
+    join_leave: Annotated[
+        Switch,
+        Meta(description="Whether joins and leaves are told to those who ask for them: n members, n x n messages."),
+    ] = False
+    force_join_leave: Annotated[
+        Switch, Meta(description="Whether they are told to everyone with a dialect for it.")
+    ] = False
+
+
+class Settings(Namespace, kw_only=True):
+    """What one server runs with; itself the namespace of rooms without a colon in their names.
+
+    A description is the comment that its field gets in the TOML file.
+    """
 
     host: Annotated[Host, Meta(description="Address to listen on.", extra=_SERVER)] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port; 0 takes a free one.")] = 8000
@@ -114,7 +163,9 @@ class Settings(msgspec.Struct, kw_only=True):
     message_fragments_max: Annotated[
         Count, Meta(description="WebSocket frames of one message: the largest one, in pieces of 1 KiB.")
     ] = 64
-
+    message_commands_max: Annotated[
+        Count, Meta(description="Commands in one message of the structured dialect: eight for each of its rooms.")
+    ] = 1_024
     control_frames_per_second_max: Annotated[
         Count, Meta(description="Pings and pongs; a browser sends one pong a ping, so this is no limit for it.")
     ] = 10
@@ -187,20 +238,32 @@ class Settings(msgspec.Struct, kw_only=True):
     subscribers_max: Annotated[
         int, Meta(ge=0, le=10_000_000, description="Subscribers of one room; 0: as many as there are connections.")
     ] = 0
-    history_size: Annotated[
-        int, Meta(ge=0, le=1_000_000, description="Publications kept in a room, a few screens; 0: none.")
-    ] = 100
-    history_bytes_max: Annotated[Bytes, Meta(description="Bytes kept in a room: what one outbox can take at once.")] = (
-        1_048_576
-    )
-    history_seconds_max: Annotated[
-        Seconds, Meta(description="Age of what is kept: a client back after five minutes misses nothing.")
-    ] = 300.0
-
+    rooms_per_connection_max: Annotated[Count, Meta(description="Rooms of one client; Centrifugo's default.")] = 128
+    recovery_publications_max: Annotated[
+        Count, Meta(description="Publications of one answer, of history or recovery; Centrifugo's default.")
+    ] = 300
     histories_bytes_max: Annotated[
         Total,
         Meta(description="Bytes kept in all rooms together: 256 full ones. The longest quiet goes first."),
     ] = 268_435_456
+    namespaces: Annotated[
+        dict[NamespaceName, Namespace],
+        Meta(
+            description="A room with a colon in its name belongs to the namespace before the first one, and there is "
+            "no such room without that namespace. What a table doesn't say is as above.",
+            extra={"allowed": "tables [namespaces.NAME]"},
+        ),
+    ] = {}
+
+    idempotency_seconds_max: Annotated[
+        Seconds, Meta(description="How long a key is remembered, at least: five minutes of retries.", extra=_RETRIES)
+    ] = 300.0
+    idempotency_keys_max: Annotated[
+        Count, Meta(description="Keys remembered in one room; beyond it, publishes with a key are refused for now.")
+    ] = 10_000
+    idempotency_keys_total_max: Annotated[
+        Count, Meta(description="Keys remembered in all rooms together: some 30 MB.")
+    ] = 100_000
 
     ping_seconds: Annotated[
         Seconds,
@@ -208,6 +271,9 @@ class Settings(msgspec.Struct, kw_only=True):
     ] = 25.0
     pong_seconds_max: Annotated[
         Seconds, Meta(description="Wait for the answer to a ping; as patient as write_stall_seconds_max.")
+    ] = 10.0
+    stale_seconds_max: Annotated[
+        Seconds, Meta(description="Wait for a structured client's connect, or for its end after a refused one.")
     ] = 10.0
 
     close_seconds_max: Annotated[
@@ -222,6 +288,11 @@ class Settings(msgspec.Struct, kw_only=True):
     drain_seconds_max: Annotated[
         Seconds, Meta(description="From SIGTERM to the end; below the 30 s grace period of Kubernetes.")
     ] = 20.0
+
+    def namespace(self, room: str) -> Namespace | None:
+        """Return what holds for a room of that name; None if it names a namespace that there isn't."""
+        name, colon, _ = room.partition(":")
+        return self.namespaces.get(name) if colon else self
 
 
 FIXED = frozenset(

@@ -5,6 +5,7 @@ Rules:
 - Later sources win, but every value of every source is looked at, also one that a later source replaces, and all
   mistakes are reported at once, one line each.
 - A key that nobody knows is a mistake: a misspelt limit is no limit.
+- Namespaces are tables of the file. What a table doesn't say is as at the top level, whichever source says it there.
 """
 
 import difflib
@@ -12,7 +13,7 @@ import json
 import re
 import textwrap
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import msgspec
 from msgspec import inspect
 
 from hubbub.auth.proxies import parse_networks
-from hubbub.config import Settings
+from hubbub.config import Namespace, NamespaceName, Settings
 
 
 class ConfigError(Exception):
@@ -48,7 +49,7 @@ def _option(field: inspect.Field) -> Option:
         case inspect.IntType(ge=low, le=high):
             allowed = f"an integer from {low} to {high}"
         case inspect.FloatType(ge=low, le=high):
-            allowed = f"a number from {low:g} to {high:g}"
+            allowed = f"a number from {low:.10g} to {high:.10g}"
         case inspect.LiteralType(values=values):
             allowed = "one of " + ", ".join(f'"{value}"' for value in values)
         case _:
@@ -60,10 +61,14 @@ def _option(field: inspect.Field) -> Option:
 def _options() -> dict[str, Option]:
     declared = inspect.type_info(Settings)
     assert isinstance(declared, inspect.StructType)
-    return {field.name: _option(field) for field in declared.fields}
+    # Inheritance puts a namespace's fields first; a reader wants to know of the server before its rooms.
+    fields = sorted(declared.fields, key=lambda field: field.name in Namespace.__struct_fields__)
+    return {field.name: _option(field) for field in fields}
 
 
 OPTIONS = _options()
+_WITHOUT_TABLES = [name for name in OPTIONS if name != "namespaces"]
+_Chosen = dict[str, tuple[str, Any]]  # name -> who says so, value
 
 
 def variable(name: str) -> str:
@@ -81,6 +86,8 @@ class _Source(NamedTuple):
     spell: Callable[[str], str]  # how this source spells the name of a setting
     given: Mapping[str, object]  # by the source's own spelling
     strict: bool  # False where everything is text: "8000" is then a number, "a,b" a list
+    names: Collection[str]  # the settings that it may give
+    elsewhere: str = ""  # where all others may be given
 
 
 def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> Settings:
@@ -92,20 +99,30 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, obje
     Raises `ConfigError`.
     """
     problems: list[str] = []
-    chosen: dict[str, tuple[str, Any]] = {}  # name -> who says so, value
+    chosen: _Chosen = {}
+    toml = _read_toml(path, problems) if path else {}
+    variables = {name: value for name, value in environ.items() if name.startswith("HUBBUB_")}
+    flagged = {flag(name): value for name, value in flags.items()}
     for source in (
-        _Source(f"{path}: ", str, _read_toml(path, problems) if path else {}, strict=True),
-        _Source("", variable, {k: v for k, v in environ.items() if k.startswith("HUBBUB_")}, strict=False),
-        _Source("", flag, {flag(name): value for name, value in flags.items()}, strict=False),
+        _Source(f"{path}: ", str, toml, strict=True, names=OPTIONS),
+        _Source("", variable, variables, strict=False, names=_WITHOUT_TABLES, elsewhere="in the TOML file"),
+        _Source("", flag, flagged, strict=False, names=_WITHOUT_TABLES, elsewhere="in the TOML file"),
     ):
         _take(source, chosen, problems)
+    where, tables = chosen.pop("namespaces", ("", {}))
     _check_pair("tls_cert", "tls_key", chosen, problems)
     _check_pair("tls_key", "tls_cert", chosen, problems)
     _check_proxies(chosen, problems)
     _check_port(chosen, problems)
+    _check_joins(chosen, {}, problems)
+    namespaces = _take_tables(where, tables, chosen, problems)
     if problems:
         raise ConfigError(problems)
-    return Settings(**{name: value for name, (_, value) in chosen.items()})
+    return Settings(**_values(chosen), namespaces=namespaces)
+
+
+def _values(chosen: _Chosen) -> dict[str, Any]:
+    return {name: value for name, (_, value) in chosen.items()}
 
 
 def _read_toml(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -123,14 +140,17 @@ def _read_toml(path: Path, problems: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _take(source: _Source, chosen: dict[str, tuple[str, Any]], problems: list[str]) -> None:
+def _take(source: _Source, chosen: _Chosen, problems: list[str]) -> None:
     names = {source.spell(name): name for name in OPTIONS}
     for spelled, value in source.given.items():
-        where = source.prefix + (spelled if re.fullmatch(r"[\w-]+", spelled, re.ASCII) else _show(spelled))
+        where = source.prefix + _show_key(spelled)
         if spelled not in names:
-            problems.append(f"{where}: unknown{_suggest(spelled, source.spell)}")
+            problems.append(f"{where}: unknown{_suggest(spelled, source)}")
             continue
         name = names[spelled]
+        if name not in source.names:
+            problems.append(f"{where}: got {_show(value)}, allowed: only {source.elsewhere}")
+            continue
         # A mistaken value counts as given, or the other half of a pair would be called missing.
         chosen[name] = (where, value)
         try:
@@ -139,13 +159,41 @@ def _take(source: _Source, chosen: dict[str, tuple[str, Any]], problems: list[st
             problems.append(f"{where}: got {_show(value)}, allowed: {OPTIONS[name].allowed}")
 
 
-def _check_pair(name: str, other: str, chosen: dict[str, tuple[str, Any]], problems: list[str]) -> None:
+def _take_tables(where: str, tables: object, outer: _Chosen, problems: list[str]) -> dict[str, Namespace]:
+    """The namespaces in `tables`, which stand at `where`; `outer` is what is chosen at the top level."""
+    found: dict[str, Namespace] = {}
+    fields = Namespace.__struct_fields__
+    outer = {name: outer[name] for name in fields if name in outer}
+    for name, table in tables.items() if isinstance(tables, dict) else ():
+        _check_name(where, name, problems)
+        here = f"{where}.{_show_key(name)}"
+        if not isinstance(table, dict):
+            problems.append(f"{here}: got {_show(table)}, allowed: a table [namespaces.NAME]")
+            continue
+        inner: _Chosen = {}
+        elsewhere = "at the top level, above all tables"
+        _take(_Source(f"{here}.", str, table, strict=True, names=fields, elsewhere=elsewhere), inner, problems)
+        _check_joins(inner, outer, problems)
+        found[name] = Namespace(**_values(outer | inner))
+    return found
+
+
+def _check_name(where: str, name: str, problems: list[str]) -> None:
+    try:
+        msgspec.convert(name, NamespaceName)
+    except msgspec.ValidationError:
+        declared = inspect.type_info(NamespaceName)
+        assert isinstance(declared, inspect.Metadata)
+        problems.append(f"{where}: got {_show(name)}, allowed: {(declared.extra or {})['allowed']}")
+
+
+def _check_pair(name: str, other: str, chosen: _Chosen, problems: list[str]) -> None:
     where, value = chosen.get(name, ("", ""))
     if value and not chosen.get(other, ("", ""))[1]:
         problems.append(f"{where}: got {_show(value)} without {other}, allowed: both or neither")
 
 
-def _check_proxies(chosen: dict[str, tuple[str, Any]], problems: list[str]) -> None:
+def _check_proxies(chosen: _Chosen, problems: list[str]) -> None:
     where, networks = chosen.get("trusted_proxies", ("", []))
     try:
         parse_networks(networks)
@@ -157,26 +205,45 @@ def _check_proxies(chosen: dict[str, tuple[str, Any]], problems: list[str]) -> N
         problems.append(f"{where}: got true without trusted_proxies, allowed: both or neither")
 
 
-def _check_port(chosen: dict[str, tuple[str, Any]], problems: list[str]) -> None:
+def _check_port(chosen: _Chosen, problems: list[str]) -> None:
     where, address = chosen.get("metrics_address", ("", ""))
     port = address.rpartition(":")[2] if isinstance(address, str) else ""
     if port.isdecimal() and int(port) > 65_535:
         problems.append(f"{where}: got {_show(address)}, allowed: a port from 0 to 65535")
 
 
+def _check_joins(inner: _Chosen, outer: _Chosen, problems: list[str]) -> None:
+    """`inner` is what one table or the top level says, `outer` what holds where it is silent."""
+    both = _values(outer | inner)
+    if both.get("force_join_leave") is not True or both.get("join_leave", False) is not False:
+        return
+    # Where it says neither, the mistake is the outer one's.
+    for name, got in (("force_join_leave", "true without join_leave"), ("join_leave", "false with force_join_leave")):
+        if name in inner:
+            problems.append(f"{inner[name][0]}: got {got}, allowed: both, or join_leave alone")
+            return
+
+
 def _convert(name: str, value: object, strict: bool) -> object:
     """`value` as the type of the field `name`; raises msgspec.ValidationError or UnicodeError."""
+    if name == "namespaces":
+        return msgspec.convert(value, dict[str, Any])  # `_take_tables` looks into them
     if not strict and isinstance(value, str) and isinstance(OPTIONS[name].default, list):
         value = [item.strip() for item in value.split(",")] if value.strip() else []
     return getattr(msgspec.convert({name: value}, Settings, strict=strict), name)
 
 
-def _suggest(spelled: str, spell: Callable[[str], str]) -> str:
+def _suggest(spelled: str, source: _Source) -> str:
     """The closest known key, if one is close, in the spelling of the source."""
     # Compared without what all spellings of a source share, which would make all of them look close.
     plain = spelled.removeprefix("HUBBUB_").removeprefix("--").replace("-", "_").lower()
-    closest = difflib.get_close_matches(plain, OPTIONS, n=1)
-    return f", did you mean {spell(closest[0])}?" if closest else ""
+    closest = difflib.get_close_matches(plain, source.names, n=1)
+    return f", did you mean {source.spell(closest[0])}?" if closest else ""
+
+
+def _show_key(spelled: str) -> str:
+    """A key as it may stand in a TOML file."""
+    return spelled if re.fullmatch(r"[\w-]+", spelled, re.ASCII) else _show(spelled)
 
 
 def _show(value: object) -> str:
@@ -185,6 +252,8 @@ def _show(value: object) -> str:
         shown = json.dumps(value, default=str)
     except ValueError:  # an integer beyond Python's limit of digits
         return "a number too long to show"
+    except RecursionError:  # dotted keys nest as deep as they like
+        return "tables too deep to show"
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
@@ -194,14 +263,28 @@ _HEADING = """\
 # and the flags of the command line overrule both (--port).
 """
 
+# Tables come last, as TOML gives them every key that follows.
+_EXAMPLE = """\
+# For example, for news:today, news:sports and all other rooms that begin with "news:":
+
+# [namespaces.news]
+# history_size = 1000
+# history_seconds_max = 86400.0
+# join_leave = true
+"""
+
 
 def default_toml() -> str:
     """A TOML file that sets every key to its default, with comments; `load` makes `Settings()` of it."""
     lines = [_HEADING]
-    for name, option in OPTIONS.items():
+    for name in _WITHOUT_TABLES:
+        option = OPTIONS[name]
         if option.group:
             lines.append(f"\n# === {option.group} ===\n")
-        lines += textwrap.wrap(option.description, 100, initial_indent="# ", subsequent_indent="# ")
-        lines.append(f"# Allowed: {option.allowed}.")
-        lines.append(f"{name} = {json.dumps(option.default)}\n")
-    return "\n".join(lines)
+        lines += [*_comment(option), f"{name} = {json.dumps(option.default)}\n"]
+    return "\n".join([*lines, "\n# === Rooms with a namespace ===\n", *_comment(OPTIONS["namespaces"]), _EXAMPLE])
+
+
+def _comment(option: Option) -> list[str]:
+    described = textwrap.wrap(option.description, 100, initial_indent="# ", subsequent_indent="# ")
+    return [*described, f"# Allowed: {option.allowed}."]

@@ -30,10 +30,10 @@ from trio.testing import MockClock
 
 from bounded_pipes import make_pipe
 from hubbub.config import Settings
-from hubbub.connection.heartbeat import PING_FRAME
 from hubbub.core.frames import BINARY, CLOSE, CONTINUATION, FIN, MASKED, PING, PONG, TEXT, encode_frame, unmask
-from hubbub.model.command import Refused, Subscribe, Subscribed
-from hubbub.model.publication import Publication
+from hubbub.dialects.plain import PING_FRAME
+from hubbub.model.command import Answer, Command, Refusal, Refused, Subscribe, Subscribed
+from hubbub.model.publication import Kind, Member, Publication
 from hubbub.node import Node, open_node
 from peers import Closed, HandshakeRefused, Peer, close_payload, handshake, shake_hands
 from servers import leftovers, until_quiet
@@ -661,17 +661,27 @@ class World:
 
     def _record(self, node: Node) -> None:
         """Note the order that the engine gives, and where in it each client joins."""
-        append, subscribe = node.engine.append, node.hub.subscribe
+        append, carry_out = node.engine.append, node.hub.carry_out
 
-        def recorded_append(room: str, data: bytes, binary: bool, now: float) -> Publication:
-            publication = append(room, data, binary, now)
+        def recorded_append(
+            room: str, data: bytes, kind: Kind, now: float, publisher: Member | None = None
+        ) -> Publication:
+            publication = append(room, data, kind, now, publisher)
             self._accepted(self.rooms[room], publication)
             return publication
 
-        def recorded_subscribe(command: Subscribe, now: float) -> None:
-            client = self.clients[command.subscriber._upgrade.peer]  # type: ignore[attr-defined]
+        def recorded_carry_out(command: Command, now: float) -> None:
+            if isinstance(command, Subscribe):
+                command = recorded(command)
+            carry_out(command, now)
 
-            def reply(answer: Subscribed | Refused) -> None:
+        def recorded(command: Subscribe) -> Subscribe:
+            client = self.clients[command.asker._upgrade.peer]  # type: ignore[attr-defined]
+
+            def reply(answer: Answer) -> None:
+                if answer == Refused(Refusal.STOPPING):  # it has left already
+                    command.reply(answer)
+                    return
                 assert isinstance(answer, Subscribed), answer
                 past = [_frame_of(publication) for publication in answer.publications]
                 top = len(client.room.frames)
@@ -683,10 +693,10 @@ class World:
                     self.entries.append({"level": "error", "event": f"{client.name} joined with {len(past)} past"})
                 command.reply(answer)
 
-            subscribe(msgspec.structs.replace(command, reply=reply), now)
+            return msgspec.structs.replace(command, reply=reply)
 
         node.engine.append = recorded_append  # type: ignore[method-assign]
-        node.hub.subscribe = recorded_subscribe  # type: ignore[method-assign]
+        node.hub.carry_out = recorded_carry_out  # type: ignore[method-assign]
 
     def _accepted(self, room: Room, publication: Publication) -> None:
         room.frames.append(_frame_of(publication))
@@ -799,7 +809,7 @@ class World:
 
 
 def _frame_of(publication: Publication) -> bytes:
-    return encode_frame(BINARY if publication.binary else TEXT, publication.data)
+    return encode_frame(BINARY if publication.kind is Kind.BINARY else TEXT, publication.data)
 
 
 async def _sleep(seconds: float) -> None:

@@ -6,7 +6,7 @@
       └─ the writer: while the outbox has a backlog
 
 Rules:
-1. The room is joined before the 101 is sent: from the 101 on, nothing is missed (P2).
+1. A plain client's room is joined before the 101 is sent: from the 101 on, nothing is missed (P2).
 2. Whoever finds a reason to end says so (`end`): it is remembered (the first counts) and the body is woken. Only
    the body closes. Ending is not cancellation: frames that have begun are finished, a Close is sent. What the peer
    sent before its own end is published.
@@ -17,6 +17,7 @@ Rules:
 
 import contextlib
 import random
+import uuid
 from collections.abc import Callable
 
 import msgspec
@@ -32,11 +33,13 @@ from hubbub.connection.session import Session
 from hubbub.connection.transport import Transport
 from hubbub.connection.turnstile import Turnstile
 from hubbub.connection.wire import Wire
-from hubbub.core.frames import encode_close
+from hubbub.core.frames import cut_reason, encode_close
 from hubbub.dialects.base import Conversation, Dialect
 from hubbub.hub.inbox import Inbox
-from hubbub.model.command import Refused, Subscribe, Subscribed
+from hubbub.model.command import Answer, Refusal, Refused, Subscribed
 from hubbub.model.end import End
+from hubbub.model.publication import Member
+from hubbub.model.subscriber import Loss, Subscriber
 
 log = structlog.get_logger()
 
@@ -50,18 +53,17 @@ class Upgrade(msgspec.Struct, frozen=True):
     Attributes:
         head: the request head for trio-websocket, written by the front door.
         leftover: what the client sent behind its own head.
-        dialect, conversation: what it will speak.
-        room: to be joined before the 101.
-        history: how many publications to send first.
+        subprotocol: to be named in the 101; the head offers it.
+        dialect: what it will speak.
+        converse: makes its side of that.
         peer: its address, for the log.
     """
 
     head: bytes
     leftover: bytes
+    subprotocol: str | None
     dialect: Dialect
-    conversation: Conversation
-    room: str
-    history: int
+    converse: Callable[[Subscriber, Member], Conversation]
     peer: str
 
 
@@ -77,7 +79,7 @@ class Services(msgspec.Struct, frozen=True):
         turnstile: where those who come and go at one moment take turns.
         count_open: called for each connection once its 101 is out.
         count_end: called once for each connection, opened or not; with whether it was cut off at a stop.
-        rng: for the heartbeat's jitter.
+        rng: for the heartbeat's jitter, and clients' names.
     """
 
     settings: Settings
@@ -130,17 +132,20 @@ class Connection:
 
     __slots__ = (
         "_nursery",
-        "_opened_at",
         "_scope",
         "_services",
         "_transport",
         "_upgrade",
         "code",
+        "conversation",
         "cut_off",
+        "detail",
         "encoder",
         "ended",
         "gone",
+        "member",
         "offer",
+        "opened_at",
         "outbox",
         "pulse",
         "said_goodbye",
@@ -155,16 +160,19 @@ class Connection:
         self._services = services
         self._nursery = nursery
         self._scope = trio.CancelScope()  # what the body is waiting in; `end` cancels it
-        self._opened_at = trio.current_time()
+        self.opened_at = trio.current_time()
         self.encoder: Dialect = upgrade.dialect
+        self.member = Member("", str(uuid.UUID(int=services.rng.getrandbits(128), version=4)))
+        self.conversation = upgrade.converse(self, self.member)
         self.gone = False
         self.ended: End | None = None
+        self.detail = ""  # more about the end, for the peer and the log
         self.code: int | None = None  # of the Close: ours, or the peer's if that came first
         self.cut_off = False  # at a stop, before it had everything and the Close
         self.said_goodbye = False  # everything that was queued, and a Close, has been given to the transport
         self.outbox = Outbox(transport, nursery, settings, services.outboxes, self.end)
         self.offer: Callable[[bytes, int], None] = self.outbox.offer  # bound once: called for each delivery
-        self.session = Session(upgrade.conversation, services.inbox, services.occupancy, settings, self.end)
+        self.session = Session(self.conversation, services.inbox, services.occupancy, settings, self.end)
         self.wire = Wire(
             transport,
             self.outbox,
@@ -175,27 +183,43 @@ class Connection:
             services.turnstile,
             self.end,
         )
-        self.pulse: Pulse = first_pulse(self._opened_at, settings, services.rng)
+        self.pulse: Pulse = first_pulse(self.opened_at, settings, services.rng)
 
     @property
     def bytes_taken(self) -> int:
         """How much the peer's machine has acknowledged. (Over TLS about that: the kernel counts what is encrypted.)"""
         return self.outbox.bytes_sent - self._transport.unsent_bytes()
 
-    def end(self, end: End) -> None:
+    def end(self, end: End, detail: str = "") -> None:
         """Say why the connection is to end, and wake its body. The first reason counts. Never waits or raises."""
+        self.flush()  # what has been answered is sent
         if self.ended is None:
-            self.ended = end
+            self.ended, self.detail = end, detail
             self.wire.end()
             self.session.end()
             self._scope.cancel()
             if end is End.SLOW_CONSUMER:
                 waiting = self.outbox.bytes_queued
-                log.info("evicted", peer=self._upgrade.peer, room=self._upgrade.room, bytes_queued=waiting)
+                log.info("evicted", peer=self._upgrade.peer, **self.conversation.about, bytes_queued=waiting)
 
-    def evict(self, end: End) -> None:
+    def evict(self, end: End, detail: str = "") -> None:
         """As `end`: the hub's word for it."""
-        self.end(end)
+        self.end(end, detail)
+
+    def flush(self) -> None:
+        """Send the replies that have been given, unless the connection is ending."""
+        if self.ended is None and (frame := self.conversation.replies()):
+            self.outbox.offer_history(frame, 1)  # it has asked for it, and an answer may be a whole history
+
+    def lose(self, room: str, loss: Loss) -> None:
+        """Tell the peer that it isn't in the room any more; a connection that has no words for that ends."""
+        if self.ended is None:
+            self.flush()
+            told = self.conversation.lose(room, loss)
+            if isinstance(told, End):
+                self.end(told)
+            else:
+                self.outbox.offer(told)
 
     def leave(self) -> None:
         """Leave the hub. Idempotent; never waits or raises."""
@@ -206,15 +230,15 @@ class Connection:
     async def run(self) -> Refused | None:
         """Join, open, serve, say goodbye."""
         settings = self._services.settings
-        refused: Refused | None = Refused("the room is too busy")
+        refused: Refused | None = Refused(Refusal.BUSY)
         with trio.move_on_after(settings.head_seconds_max) as self._scope:
             refused = await self._join()
         if refused is not None or self.ended is not None:
             self.end(End.HANDSHAKE_TIMEOUT if self._scope.cancelled_caught else End.REFUSED)
-            return refused or Refused("the server is shutting down")
+            return refused or Refused(Refusal.STOPPING)
         websocket = await self._open()
         self._services.count_open()
-        log.debug("upgraded", peer=self._upgrade.peer, room=self._upgrade.room, dialect=self.encoder.name)
+        log.debug("upgraded", peer=self._upgrade.peer, dialect=self.encoder.name, **self.conversation.about)
         await self._serve(websocket)
         self.leave()
         with trio.move_on_after(settings.close_seconds_max):
@@ -238,30 +262,33 @@ class Connection:
             "connection ended",
             reason=end.value,
             code=self.code,
+            **({"detail": self.detail} if self.detail else {}),
             peer=self._upgrade.peer,
-            room=self._upgrade.room,
-            seconds=round(trio.current_time() - self._opened_at, 3),
+            **self.conversation.about,
+            seconds=round(trio.current_time() - self.opened_at, 3),
             bytes_sent=self.outbox.bytes_sent,
             bytes_received=self.wire.bytes_received,
         )
 
     def release(self) -> None:
         """Let go of the parts, which refer back to the connection: what can be freed now needs no garbage collector."""
-        del self.offer, self.outbox, self.session, self.wire, self._nursery
+        del self.conversation, self.offer, self.outbox, self.session, self.wire, self._nursery
 
     async def _join(self) -> Refused | None:
-        """Join the room; its history, if asked for, is then the first thing in the outbox."""
+        """Let the hub answer what must be answered first. History, if asked for, is the first thing in the outbox."""
         answered = trio.Event()
-        answers: list[Subscribed | Refused] = []
+        answers: list[Answer] = []
 
-        def reply(answer: Subscribed | Refused) -> None:
+        def reply(answer: Answer) -> None:
             if isinstance(answer, Subscribed) and answer.publications:
                 frames = b"".join(map(self.encoder.encode_publication, answer.publications))
                 self.outbox.offer_history(frames, len(answer.publications))
             answers.append(answer)
             answered.set()
 
-        command = Subscribe(self, self._upgrade.room, self._upgrade.history, reply)
+        command = self.conversation.opening(reply)
+        if command is None:
+            return None
         await self._services.inbox.put(command)
         await answered.wait()
         answer = answers[0]
@@ -275,7 +302,7 @@ class Connection:
             max_message_size=self._services.settings.message_bytes_max,
             receive_buffer_size=None,
         )
-        return await request.accept()
+        return await request.accept(subprotocol=self._upgrade.subprotocol)
 
     async def _serve(self, websocket: trio_websocket.WebSocketConnection) -> None:
         """Take the messages that went through trio-websocket, until the connection ends."""
@@ -312,9 +339,10 @@ class Connection:
                 self.code = verdict.code if verdict else None
             else:
                 disconnect = self.encoder.disconnect(self.ended)
-                last_word = encode_close(disconnect.code, disconnect.reason)
+                reason = cut_reason(f"{disconnect.reason}: {self.detail}" if self.detail else disconnect.reason)
+                last_word = encode_close(disconnect.code, reason)
                 self.code = disconnect.code
-                await websocket.aclose(disconnect.code, disconnect.reason)
+                await websocket.aclose(disconnect.code, reason)
             if self.outbox.state is not State.SEALED:
                 # trio-websocket found fault with the input and closed without a word; RFC 6455 section 7.1.7 wants one.
                 if self.ended is End.PEER_CLOSED:

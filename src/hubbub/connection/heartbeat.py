@@ -7,7 +7,8 @@ Rules:
    a ping behind a full socket buffer takes its time. What only fills our own kernel's buffer is no life.
 3. The pong's deadline starts when the ping has *left* the outbox, and stands still while the connection's reader
    waits for us: a peer isn't blamed for our backlog.
-4. The clock is looked at some times an interval: a silent peer is cut off a look late, never early.
+4. Who hasn't introduced itself after `stale_seconds_max`, where its dialect wants that, is cut off as well.
+5. The clock is looked at some times an interval: a silent peer is cut off a look late, never early.
 """
 
 import random
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING
 import trio
 
 from hubbub.config import Settings
-from hubbub.core.frames import PING, encode_frame
 from hubbub.model.end import End
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 LOOKS_PER_INTERVAL = 10
 LOOK_SECONDS_MAX = 1.0
 CONNECTIONS_PER_CHECKPOINT = 256
-
-PING_FRAME = encode_frame(PING, b"hubbub")
 
 
 class Pulse:
@@ -74,7 +72,7 @@ def _look(connection: "Connection", now: float, settings: Settings) -> None:
         pulse.leaves_at = None  # as good as the pong
     if pulse.leaves_at is None:
         if now >= pulse.due:
-            outbox.offer(PING_FRAME)
+            outbox.offer(connection.conversation.ping())
             pulse.leaves_at = outbox.bytes_sent + outbox.bytes_queued
             pulse.bytes_taken = connection.bytes_taken
             pulse.due, pulse.alive = now + settings.ping_seconds, now
@@ -84,3 +82,5 @@ def _look(connection: "Connection", now: float, settings: Settings) -> None:
         pulse.bytes_taken, pulse.alive = taken, now
     elif now - pulse.alive >= settings.pong_seconds_max:
         connection.end(End.NO_PONG)
+    if not connection.conversation.is_established and now - connection.opened_at >= settings.stale_seconds_max:
+        connection.end(End.STALE)

@@ -214,11 +214,15 @@ class Outbox:
                 self._backlog.put(data, frames)
 
     def offer_history(self, data: bytes, frames: int) -> None:
-        """Take a newcomer's history, while HELD: it doesn't count against the limits, being bounded by its own."""
+        """Take what was asked for of the past: it doesn't count against the limits, being bounded by its own.
+
+        One at a time: who asks again before it has read the last one has no such privilege.
+        """
         self.offer(data, frames)
-        if self._backlog is not None:
-            self._backlog.history_bytes += len(data)
-            self._backlog.history_frames += frames
+        backlog = self._backlog
+        if backlog is not None and not backlog.history_bytes:
+            backlog.history_bytes = min(len(data), backlog.bytes)
+            backlog.history_frames = min(frames, backlog.frames)
 
     def evict(self) -> None:
         """Forget what waits, but for the rest of a frame that has begun, and end the connection."""

@@ -7,7 +7,8 @@ Rules:
 1. Backpressure: while the hub's inbox is full, or this peer is over its rates, nothing more is read from it, and TCP
    slows it down. What has been read is never dropped for its rate.
 2. A publication counts by how many get it: in a room k times `rate_occupancy`, k times. A fragment of a message
-   counts as a publication, since it costs as much as one in a small room.
+   counts as a publication, since it costs as much as one in a small room, and so does any other command; to ask who
+   is in a room counts by how many are.
 3. A peer that is over its rates for `rate_seconds_max` on end is disconnected.
 """
 
@@ -20,7 +21,7 @@ from hubbub.config import Settings
 from hubbub.core.rate import Bucket
 from hubbub.dialects.base import Conversation
 from hubbub.hub.inbox import Inbox
-from hubbub.model.command import Publish
+from hubbub.model.command import Publish, ReadPresence
 from hubbub.model.end import End
 
 log = structlog.get_logger()
@@ -81,10 +82,13 @@ class Session:
         self.handing_over = True
         for command in commands:
             await self._inbox.put(command)
-            if isinstance(command, Publish):
+            weight, size = 1.0, 0.0
+            if isinstance(command, Publish | ReadPresence):
                 weight = max(1.0, self._occupancy(command.room) / self._settings.rate_occupancy)
-                if seconds := self._owed(weight, len(command.data) * weight):
-                    await self._wait(seconds)
+            if isinstance(command, Publish):
+                size = len(command.data) * weight
+            if seconds := self._owed(weight, size):
+                await self._wait(seconds)
         self.handing_over = False
 
     async def receive_fragment(self) -> None:

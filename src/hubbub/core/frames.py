@@ -47,9 +47,13 @@ def encode_frame(opcode: int, payload: bytes) -> bytes:
 
 
 def encode_close(code: int, reason: str) -> bytes:
-    """Return a Close frame; the reason is cut at a character's end to fit (RFC 6455 section 5.5.1)."""
-    text = reason.encode()[:REASON_BYTES_MAX].decode(errors="ignore").encode()
-    return encode_frame(CLOSE, code.to_bytes(2, "big") + text)
+    """Return a Close frame; the reason is cut to fit."""
+    return encode_frame(CLOSE, code.to_bytes(2, "big") + cut_reason(reason).encode())
+
+
+def cut_reason(reason: str) -> str:
+    """Return as much of it as fits a Close frame, cut at a character's end (RFC 6455 section 5.5.1)."""
+    return reason.encode()[:REASON_BYTES_MAX].decode(errors="ignore")
 
 
 def measure_client_frame(data: bytes, at: int) -> tuple[int, int] | None:

@@ -2,17 +2,23 @@
 
 Rules:
 1. `append` gives each publication the next offset: 1, 2, 3, … Offsets aren't reused while the epoch stands.
-2. What is stored is always the newest, without a hole: only the oldest are dropped.
-3. Dropping a publication doesn't touch the top position: offsets go on after everything has expired.
+2. What is stored is always the newest, without a hole, up to the top: only the oldest are dropped. So a
+   publication's offset says where it is stored.
+3. Dropping a publication doesn't touch the top position: offsets go on after everything has gone.
 """
 
 from collections import deque
 from itertools import islice
+from typing import Final
 
-from hubbub.model.publication import Position, Publication
+from hubbub.model.publication import Kind, Member, Position, Publication
 
 PUBLICATION_OVERHEAD_BYTES = 200
-"""What a stored publication weighs besides its data, roughly: so that empty messages aren't free."""
+"""What a stored publication weighs besides its data, roughly: so that empty messages aren't free. (Its publisher
+isn't counted: one object for all that it says.)"""
+
+NOTHING: Final[deque[Publication]] = deque(maxlen=0)
+"""Shared by all that store nothing: a deque of one's own takes 700 bytes, even if it is empty."""
 
 
 class History:
@@ -25,7 +31,7 @@ class History:
         self.epoch = epoch
         self.touched = now  # when it last accepted a publication, or was last seen to be in use
         self._offset = 0
-        self._publications: deque[Publication] = deque()
+        self._publications = NOTHING
         self._bytes = 0
 
     @property
@@ -35,33 +41,71 @@ class History:
 
     @property
     def size_bytes(self) -> int:
-        """What is stored, with an estimate for each publication's own weight."""
+        """What is stored, with an estimate for each publication's own weight; 0 only if nothing is."""
         return self._bytes
+
+    @property
+    def newest(self) -> Publication:
+        """What was published last, of a history that stores something."""
+        return self._publications[-1]
 
     def __len__(self) -> int:
         return len(self._publications)
 
-    def append(self, data: bytes, binary: bool, now: float, *, size_max: int, bytes_max: int) -> Publication:
+    def append(
+        self, data: bytes, kind: Kind, publisher: Member | None, now: float, *, size_max: int, bytes_max: int
+    ) -> Publication:
         """Accept `data` as the next publication and return it; then drop the oldest beyond the bounds."""
-        self._offset += 1
+        self._offset = offset = self._offset + 1
         self.touched = now
-        publication = Publication(self.room, self._offset, data, binary, now)
-        if size_max:
-            self._publications.append(publication)
-            self._bytes += len(data) + PUBLICATION_OVERHEAD_BYTES
-            while len(self._publications) > size_max or self._bytes > bytes_max:
-                self._drop_oldest()
+        publication = Publication(self.room, self.epoch, offset, data, kind, now, size_max > 0, publisher)
+        if size_max <= 0:
+            self.clear()  # what it stored before it was told to store nothing doesn't go up to the top any more
+            return publication
+        if not self._bytes:
+            self._publications = deque()
+        self._publications.append(publication)
+        self._bytes += len(data) + PUBLICATION_OVERHEAD_BYTES
+        while len(self._publications) > size_max or self._bytes > bytes_max:
+            self._drop_oldest()
         return publication
 
     def recent(self, limit: int) -> list[Publication]:
         """Return the last `limit` stored publications, oldest first; fewer if there are fewer."""
         count = len(self._publications)
-        return list(islice(self._publications, max(0, count - limit), count))
+        return self._between(max(0, count - limit), count)
+
+    def slice(self, since: int | None, limit: int, reverse: bool) -> list[Publication]:
+        """Return at most `limit` stored publications that follow the offset `since`, or precede it in reverse.
+
+        Without `since` they begin with the oldest stored; in reverse, with the newest.
+        """
+        count = len(self._publications)
+        dropped = self._offset - count  # the offset before the oldest stored
+        if reverse:
+            stop = count if since is None else min(max(0, since - 1 - dropped), count)
+            return self._between(max(0, stop - limit), stop)[::-1]
+        start = 0 if since is None else min(max(0, since - dropped), count)
+        return self._between(start, min(start + limit, count))
 
     def expire(self, accepted_before: float) -> None:
         """Drop what was accepted before that time."""
-        while self._publications and self._publications[0].time < accepted_before:
+        while self._bytes and self._publications[0].time < accepted_before:
             self._drop_oldest()
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._publications = NOTHING
+        self._bytes = 0
+
+    def _between(self, start: int, stop: int) -> list[Publication]:
+        """Return the stored publications from one place to another, walking there from the nearer end."""
+        count = len(self._publications)
+        if start < count - stop:
+            return list(islice(self._publications, start, stop))
+        return list(islice(reversed(self._publications), count - stop, count - start))[::-1]
 
     def _drop_oldest(self) -> None:
         self._bytes -= len(self._publications.popleft().data) + PUBLICATION_OVERHEAD_BYTES
+        if not self._bytes:
+            self._publications = NOTHING

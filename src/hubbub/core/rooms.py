@@ -2,31 +2,53 @@
 
 Rules:
 1. A room exists while it has a subscriber; its history lives in the engine, not here.
-2. A room's subscribers are grouped by encoder, so that a publication is encoded once a dialect.
-3. `leave` removes a subscriber from all its rooms, however often it is called.
+2. A room's subscribers are grouped by encoder, so that what happens is encoded once a dialect.
+3. A subscriber knows no rooms and needs to know none: `rooms_of` says where it is.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
+from hubbub.model.publication import Position
 from hubbub.model.subscriber import Encoder, Subscriber
 
 Offer: TypeAlias = Callable[[bytes, int], None]
 
 
 class Room:
-    """One named place: its subscribers, insertion-ordered, each with its `offer` at hand for the fan-out."""
+    """One named place: its subscribers, insertion-ordered, each with its `offer` at hand for the fan-out.
 
-    __slots__ = ("groups", "name", "occupancy")
+    Attributes:
+        watchers: who is told of joins and leaves.
+        newcomers: who has joined since the room last handed out, and how much was waiting then: it isn't theirs.
+        top: of what has been handed out; None before the first time.
+    """
+
+    __slots__ = ("groups", "name", "newcomers", "occupancy", "top", "watchers")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.groups: dict[Encoder, dict[Subscriber, Offer]] = {}
         self.occupancy = 0
+        self.watchers: set[Subscriber] = set()
+        self.newcomers: dict[Subscriber, int] = {}
+        self.top: Position | None = None
 
-    def subscribers(self) -> Iterable[Subscriber]:
+    def __contains__(self, subscriber: Subscriber) -> bool:
+        return subscriber in self.groups.get(subscriber.encoder, ())
+
+    def subscribers(self) -> Iterator[Subscriber]:
         """Everyone in the room."""
         return (subscriber for group in self.groups.values() for subscriber in group)
+
+    def _remove(self, subscriber: Subscriber) -> None:
+        group = self.groups[subscriber.encoder]
+        del group[subscriber]
+        if not group:
+            del self.groups[subscriber.encoder]
+        self.watchers.discard(subscriber)
+        self.newcomers.pop(subscriber, None)
+        self.occupancy -= 1
 
 
 class Rooms:
@@ -34,7 +56,7 @@ class Rooms:
 
     def __init__(self) -> None:
         self._rooms: dict[str, Room] = {}
-        self._rooms_of: dict[Subscriber, list[Room]] = {}
+        self._rooms_of: dict[Subscriber, dict[str, Room]] = {}
         self._subscriptions = 0
 
     def __len__(self) -> int:
@@ -57,8 +79,17 @@ class Rooms:
         room = self._rooms.get(name)
         return room.occupancy if room is not None else 0
 
-    def subscribe(self, subscriber: Subscriber, name: str) -> None:
-        """Add the subscriber to the room, opening it if need be; nothing changes if it is there already."""
+    def rooms_of(self, subscriber: Subscriber) -> list[str]:
+        """Return the names of the rooms that the subscriber is in, in the order in which it joined them."""
+        return list(self._rooms_of.get(subscriber, ()))
+
+    def subscribe(self, subscriber: Subscriber, name: str, *, waiting: int = 0, watches: bool = False) -> None:
+        """Add the subscriber to the room, opening it if need be; nothing changes if it is there already.
+
+        Args:
+            waiting: how much waits there to be handed out, none of it for the newcomer.
+            watches: whether it is told of joins and leaves.
+        """
         room = self._rooms.get(name)
         if room is None:
             room = self._rooms[name] = Room(name)
@@ -66,18 +97,24 @@ class Rooms:
         if subscriber in group:
             return
         group[subscriber] = subscriber.offer
+        if waiting:
+            room.newcomers[subscriber] = waiting
+        if watches:
+            room.watchers.add(subscriber)
         room.occupancy += 1
-        self._rooms_of.setdefault(subscriber, []).append(room)
+        self._rooms_of.setdefault(subscriber, {})[name] = room
         self._subscriptions += 1
 
-    def leave(self, subscriber: Subscriber) -> None:
-        """Remove the subscriber from every room it is in; a room that it was the last in is gone."""
-        for room in self._rooms_of.pop(subscriber, ()):
-            group = room.groups[subscriber.encoder]
-            del group[subscriber]
-            if not group:
-                del room.groups[subscriber.encoder]
-            room.occupancy -= 1
-            self._subscriptions -= 1
-            if not room.occupancy:
-                del self._rooms[room.name]
+    def unsubscribe(self, subscriber: Subscriber, name: str) -> bool:
+        """Remove the subscriber from one room; False if it wasn't there. A room that it was the last in is gone."""
+        rooms = self._rooms_of.get(subscriber, {})
+        room = rooms.pop(name, None)
+        if room is None:
+            return False
+        if not rooms:
+            del self._rooms_of[subscriber]
+        room._remove(subscriber)
+        self._subscriptions -= 1
+        if not room.occupancy:
+            del self._rooms[name]
+        return True

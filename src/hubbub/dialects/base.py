@@ -1,11 +1,12 @@
 """What a dialect owes the rest of hubbub."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from hubbub.model.command import Command
+from hubbub.model.command import Command, Reply, Subscribe
 from hubbub.model.end import Disconnect, End
-from hubbub.model.publication import Publication
+from hubbub.model.publication import Member, Presence, Publication
+from hubbub.model.subscriber import Loss
 
 
 class Dialect(Protocol):
@@ -14,7 +15,11 @@ class Dialect(Protocol):
     name: str
 
     def encode_publication(self, publication: Publication) -> bytes:
-        """Return the complete WebSocket frames of one publication."""
+        """Return the complete WebSocket frame of one publication."""
+        ...
+
+    def encode_presence(self, presence: Presence) -> bytes:
+        """Return the complete WebSocket frame of a join or a leave; only asked of dialects that ask for joins."""
         ...
 
     def disconnect(self, end: End) -> Disconnect:
@@ -25,6 +30,37 @@ class Dialect(Protocol):
 class Conversation(Protocol):
     """One connection's side of a dialect: what the peer's messages ask for, in their order."""
 
+    @property
+    def member(self) -> Member:
+        """How others see this connection."""
+        ...
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        """What the log says of it: its room, or its user."""
+        ...
+
+    @property
+    def is_established(self) -> bool:
+        """Whether the peer has introduced itself; until then it is only tolerated (`stale_seconds_max`)."""
+        ...
+
+    def opening(self, reply: Reply) -> Subscribe | None:
+        """Return what must have been answered before the 101, if anything."""
+        ...
+
     def receive(self, data: bytes, binary: bool) -> Sequence[Command]:
         """Return the commands of one message. An exception is a bug here, never the peer's doing."""
+        ...
+
+    def replies(self) -> bytes:
+        """Return the complete frame of the replies that have been given since the last call; b"" if there are none."""
+        ...
+
+    def lose(self, room: str, loss: Loss) -> bytes | End:
+        """Return the frame that tells the peer it isn't in the room any more; or the end, if it has no other."""
+        ...
+
+    def ping(self) -> bytes:
+        """Return the frame of a ping, to be sent."""
         ...

@@ -4,15 +4,22 @@ It is the chat of the twenty-line tutorials, kept on purpose: `new WebSocket('ws
 `onmessage` and `send` is a complete client. Text stays text, binary stays binary. There is no envelope, so
 there are no positions and no recovery: order, history on arrival, and an end with a code are what it has.
 
+What structured clients say arrives as text: a JSON string as what it says, anything else as it is written.
+
 What a peer is told is the table below; 1xxx are the codes of RFC 6455 section 7.4.1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from hubbub.core.frames import BINARY, TEXT, encode_frame
-from hubbub.model.command import Command, Publish
+import msgspec
+
+from hubbub.core.frames import BINARY, PING, TEXT, encode_frame
+from hubbub.model.command import Command, Publish, Reply, Subscribe
 from hubbub.model.end import Disconnect, End
-from hubbub.model.publication import Publication
+from hubbub.model.publication import Kind, Member, Presence, Publication
+from hubbub.model.subscriber import Loss, Subscriber
+
+PING_FRAME = encode_frame(PING, b"hubbub")
 
 DISCONNECTS = {
     End.MESSAGE_TOO_LARGE: Disconnect(1009, "message too large"),
@@ -36,7 +43,17 @@ class PlainDialect:
 
     def encode_publication(self, publication: Publication) -> bytes:
         """Return the data as one frame, of the kind it came in."""
-        return encode_frame(BINARY if publication.binary else TEXT, publication.data)
+        data = publication.data
+        match publication.kind:
+            case Kind.BINARY:
+                return encode_frame(BINARY, data)
+            case Kind.JSON if data.startswith(b'"'):
+                return encode_frame(TEXT, msgspec.json.decode(data, type=str).encode())
+        return encode_frame(TEXT, data)
+
+    def encode_presence(self, presence: Presence) -> bytes:
+        """Not told to plain clients: they have no words for it."""
+        raise NotImplementedError
 
     def disconnect(self, end: End) -> Disconnect:
         """Return what the peer is told of this end."""
@@ -44,13 +61,46 @@ class PlainDialect:
 
 
 class PlainConversation:
-    """One plain connection: it is in one room, and all that it says is published there."""
+    """One plain connection: it is in one room, and all that it says is published there.
 
-    __slots__ = ("room",)
+    Args:
+        subscriber: the connection.
+        member: how others see it.
+        room: its room.
+        history: how many of the room's last publications it gets first.
+    """
 
-    def __init__(self, room: str) -> None:
+    __slots__ = ("_history", "_subscriber", "member", "room")
+
+    is_established = True
+
+    def __init__(self, subscriber: Subscriber, member: Member, room: str, history: int) -> None:
+        self._subscriber = subscriber
+        self._history = history
+        self.member = member
         self.room = room
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        """Its room."""
+        return {"room": self.room}
+
+    def opening(self, reply: Reply) -> Subscribe:
+        """Join the room, before anything else."""
+        return Subscribe(self._subscriber, self.room, reply, history=self._history)
 
     def receive(self, data: bytes, binary: bool) -> Sequence[Command]:
         """Return the one command that a message is: publish it."""
-        return (Publish(self.room, data, binary),)
+        return (Publish(self.room, data, Kind.BINARY if binary else Kind.TEXT, self.member),)
+
+    def replies(self) -> bytes:
+        """Nothing is ever replied."""
+        return b""
+
+    def lose(self, room: str, loss: Loss) -> End:
+        """Without its room it has nothing left."""
+        return End.ROOM_ENDED
+
+    def ping(self) -> bytes:
+        """A ping of RFC 6455."""
+        return PING_FRAME

@@ -3,7 +3,7 @@
 Owed by every engine:
 1. Order is decided here: `append` gives each publication of a room the next offset (P1).
 2. Offset and history change together: nobody ever sees one without the other (P4).
-3. A slice and the top position come from the same moment (P5).
+3. A slice and the top position come from the same moment; a slice has no hole and nothing that is too old (P5).
 4. Offsets are never reused under one epoch; when history is lost, the epoch is new (P5).
 5. What an ack means is stated. Memory: the publication is in the room's history; it doesn't outlive the process.
 
@@ -15,11 +15,11 @@ from typing import Protocol
 
 import msgspec
 
-from hubbub.model.publication import Position, Publication
+from hubbub.model.publication import Kind, Member, Position, Publication
 
 
 class Slice(msgspec.Struct, frozen=True):
-    """Publications of one room and the room's top at the same moment; oldest first."""
+    """Publications of one room and the room's top at the same moment; oldest first, unless read in reverse."""
 
     position: Position
     publications: list[Publication]
@@ -34,14 +34,21 @@ class EngineStatistics(msgspec.Struct, frozen=True):
 
 
 class Engine(Protocol):
-    """An engine that never waits."""
+    """An engine that never waits. Times are those of one clock that never goes back."""
 
-    def append(self, room: str, data: bytes, binary: bool, now: float) -> Publication:
+    def append(self, room: str, data: bytes, kind: Kind, now: float, publisher: Member | None = None) -> Publication:
         """Accept a publication: give it its offset and keep it within the room's bounds."""
         ...
 
+    def read(self, room: str, now: float, since: int | None = None, limit: int = 0, reverse: bool = False) -> Slice:
+        """Return at most `limit` publications that aren't too old, and the room's top; a new room gets its epoch.
+
+        Those after the offset `since`, or from the oldest on; in reverse those before it, or from the top down.
+        """
+        ...
+
     def recent(self, room: str, limit: int, now: float) -> Slice:
-        """Return the room's last `limit` publications that aren't too old, and its top."""
+        """Return the room's last `limit` publications that aren't too old, oldest first, and its top."""
         ...
 
     def forget(self, room: str) -> None:
@@ -49,7 +56,7 @@ class Engine(Protocol):
         ...
 
     def expire(self, now: float) -> None:
-        """Give back what is held by rooms that nobody has published to, or been in, for the maximal age."""
+        """Give back what is too old, and rooms that nobody has published to, or been in, for long enough."""
         ...
 
     def statistics(self) -> EngineStatistics:

@@ -2,32 +2,71 @@
 
 Rules:
 1. Everything is synchronous: one call is one atomic step.
-2. Expiry costs by what expires, not by what is stored: a publication that is too old is dropped when its room
-   is next published to or read, and a whole history once nothing new came for the maximal age. The histories
-   are kept in the order in which they were last published to, so the due ones are always in front.
-3. A history that nobody is subscribed to is forgotten when all of it is too old, or when there are `rooms_max`
-   histories or `histories_bytes_max` bytes and more is needed (the longest idle goes). Its offsets would start
-   again, so its next publication starts a new epoch. While a room is in use its epoch and offsets stay.
+2. Expiry costs by what expires, not by what is stored: a publication that is too old is dropped when its room is
+   next published to or read, and all of a room's once nothing new came for `history_seconds_max`. Those that are
+   due are always in front: what is alike in its ages, a namespace, is kept in order of time (`Order`).
+3. A room whose publications have gone keeps its epoch and offsets, so that who returns is told the truth. It is
+   forgotten only when it isn't in use, and `history_meta_seconds_max` has passed since it was last published to,
+   read or seen to be in use; or when there are `rooms_max` histories and one more is needed (the longest idle
+   of all namespaces goes). Its offsets would start again, so its next publication starts a new epoch.
+4. Beyond `histories_bytes_max` rooms lose their publications, in use or not: first those that were not published
+   to for longest, of all namespaces. They keep their epochs and offsets.
+5. A room is in the namespace that its name says, also when a reload has removed that: then it has the ages and
+   bounds of the rooms without one. Ages and bounds are looked up whenever they are needed.
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable
 
 from hubbub.config import Settings
-from hubbub.core.history import History
+from hubbub.core.history import PUBLICATION_OVERHEAD_BYTES, History
 from hubbub.engines.base import EngineStatistics, Slice
-from hubbub.model.publication import Publication
+from hubbub.model.publication import Kind, Member, Publication
 
-FORGET_LOOKS_MAX = 64
-"""How many histories are looked at for one that isn't in use: those in use go to the back, so it suffices."""
+LOOKS_MAX = 64
+"""How many histories are looked at for one that isn't in use (those in use go to the back, so it suffices), and how
+many more are emptied than may be needed to make space for a publication, so that lowered limits are soon met."""
+
+
+class Order:
+    """The histories of one namespace, in the orders in which they become due.
+
+    Attributes:
+        prefix: what their rooms' names begin with: the namespace and a colon, or nothing.
+        idle: all, the longest untouched in front.
+        quiet: those that store publications, the longest not published to in front.
+        spared: how often one was put back because it is in use. Of orders whose front ones were touched at the same
+            moment, the one that was spared least is next, lest looks always find the same.
+    """
+
+    __slots__ = ("idle", "prefix", "quiet", "spared")
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.idle: OrderedDict[str, History] = OrderedDict()
+        self.quiet: OrderedDict[str, History] = OrderedDict()
+        self.spared = 0
+
+    def touch(self, history: History, now: float) -> None:
+        """Put it at the back of the idle ones."""
+        history.touched = now
+        self.idle.move_to_end(history.room)
+
+    def longest_idle(self) -> History:
+        """Return the one that wasn't touched for longest, of at least one."""
+        return next(iter(self.idle.values()))
+
+    def longest_quiet(self) -> History:
+        """Return the one that wasn't published to for longest, of at least one."""
+        return next(iter(self.quiet.values()))
 
 
 class MemoryEngine:
     """Histories of all rooms; implements `hubbub.engines.base.Engine`.
 
     Args:
-        settings: history_size, history_bytes_max, history_seconds_max, histories_bytes_max, rooms_max.
+        settings: of each namespace history_size, history_bytes_max, history_seconds_max, history_meta_seconds_max;
+            of all histories_bytes_max, rooms_max.
         new_epoch: gives a name that no earlier epoch had.
         in_use: whether a room has subscribers.
     """
@@ -36,84 +75,134 @@ class MemoryEngine:
         self._settings = settings
         self._new_epoch = new_epoch
         self._in_use = in_use
-        self._histories: OrderedDict[str, History] = OrderedDict()
+        self._histories: dict[str, tuple[History, Order]] = {}
+        self._orders: dict[str, Order] = {}  # by prefix; none is empty
         self._bytes = 0
 
-    def append(self, room: str, data: bytes, binary: bool, now: float) -> Publication:
+    def append(self, room: str, data: bytes, kind: Kind, now: float, publisher: Member | None = None) -> Publication:
         """Accept a publication: give it its offset and keep it within the room's bounds."""
-        history = self._history(room, now)
-        self._histories.move_to_end(room)
+        history, order = self._histories.get(room) or self._open(room, now)
         settings = self._settings
+        bounds = settings.namespace(room) or settings
         before = history.size_bytes
         publication = history.append(
-            data, binary, now, size_max=settings.history_size, bytes_max=settings.history_bytes_max
+            data, kind, publisher, now, size_max=bounds.history_size, bytes_max=bounds.history_bytes_max
         )
-        history.expire(now - settings.history_seconds_max)
-        self._bytes += history.size_bytes - before
-        for _ in range(FORGET_LOOKS_MAX):
-            if self._bytes <= settings.histories_bytes_max:
-                break
-            self._shrink(next(iter(self._histories.values())), now)
+        order.idle.move_to_end(room)
+        if before and history.size_bytes:
+            history.expire(now - bounds.history_seconds_max)
+            order.quiet.move_to_end(room)
+            self._bytes += history.size_bytes - before
+        else:
+            self._count(history, order, before)
+        if self._bytes > settings.histories_bytes_max:
+            self._shrink(LOOKS_MAX + len(data) // PUBLICATION_OVERHEAD_BYTES)
         return publication
 
+    def read(self, room: str, now: float, since: int | None = None, limit: int = 0, reverse: bool = False) -> Slice:
+        """Return at most `limit` publications that aren't too old, and the room's top; a new room gets its epoch.
+
+        Those after the offset `since`, or from the oldest on; in reverse those before it, or from the top down.
+        """
+        history = self._look(room, now)
+        return Slice(history.position, history.slice(since, limit, reverse))
+
     def recent(self, room: str, limit: int, now: float) -> Slice:
-        """Return the room's last `limit` publications that aren't too old, and its top."""
-        history = self._history(room, now)
-        before = history.size_bytes
-        history.expire(now - self._settings.history_seconds_max)
-        self._bytes += history.size_bytes - before
+        """Return the room's last `limit` publications that aren't too old, oldest first, and its top."""
+        history = self._look(room, now)
         return Slice(history.position, history.recent(limit))
 
     def forget(self, room: str) -> None:
         """Lose the room's history: the next publication starts a new epoch at offset 1."""
-        history = self._histories.pop(room, None)
-        if history is not None:
-            self._bytes -= history.size_bytes
+        history, order = self._histories.pop(room, (None, None))
+        if history is None or order is None:
+            return
+        self._bytes -= history.size_bytes
+        del order.idle[room]
+        order.quiet.pop(room, None)
+        if not order.idle:
+            del self._orders[order.prefix]
 
     def expire(self, now: float) -> None:
-        """Give back what is held by rooms that nobody has published to, or been in, for the maximal age."""
-        due = now - self._settings.history_seconds_max
-        while self._histories:
-            history = next(iter(self._histories.values()))
-            if history.touched >= due:
-                return
-            self._shrink(history, now)
+        """Give back what is too old, and rooms that nobody has published to, or been in, for long enough."""
+        settings = self._settings
+        for order in list(self._orders.values()):
+            bounds = settings.namespace(order.prefix) or settings
+            age = bounds.history_seconds_max
+            while order.quiet and order.longest_quiet().newest.time < now - age:
+                self._empty(order.longest_quiet(), order)
+            age = max(age, bounds.history_meta_seconds_max)
+            while order.idle and order.longest_idle().touched < now - age:
+                self._forget_unless_in_use(order.longest_idle(), order, now)
+        self._shrink(LOOKS_MAX)
 
     def statistics(self) -> EngineStatistics:
         """Return what is held."""
-        histories = self._histories.values()
         return EngineStatistics(
-            histories=len(histories),
+            histories=len(self._histories),
             history_bytes=self._bytes,
-            publications=sum(len(history) for history in histories),
+            publications=sum(len(history) for order in self._orders.values() for history in order.quiet.values()),
         )
 
-    def _history(self, room: str, now: float) -> History:
-        history = self._histories.get(room)
-        if history is None:
-            self._make_room(now)
-            history = self._histories[room] = History(room, self._new_epoch(), now)
+    def _open(self, room: str, now: float) -> tuple[History, Order]:
+        """Begin a history, at most as many as there may be."""
+        self._make_room(now)
+        namespace, colon, _ = room.partition(":")
+        prefix = namespace + colon if colon else ""
+        order = self._orders.get(prefix)
+        if order is None:
+            order = self._orders[prefix] = Order(prefix)
+        history = order.idle[room] = History(room, self._new_epoch(), now)
+        opened = self._histories[room] = (history, order)
+        return opened
+
+    def _look(self, room: str, now: float) -> History:
+        """Return a room's history for reading: without what is too old."""
+        history, order = self._histories.get(room) or self._open(room, now)
+        order.touch(history, now)
+        before = history.size_bytes
+        if before:
+            settings = self._settings
+            history.expire(now - (settings.namespace(room) or settings).history_seconds_max)
+            self._count(history, order, before)
         return history
 
+    def _count(self, history: History, order: Order, before: int) -> None:
+        """Account for what a history stores now instead of that many bytes."""
+        after = history.size_bytes
+        self._bytes += after - before
+        if after and not before:
+            order.quiet[history.room] = history
+        elif before and not after:
+            del order.quiet[history.room]
+
+    def _empty(self, history: History, order: Order) -> None:
+        before = history.size_bytes
+        history.clear()
+        self._count(history, order, before)
+
+    def _shrink(self, looks: int) -> None:
+        """Make space where there is too little: the longest quiet lose their publications."""
+        for _ in range(looks):
+            if self._bytes <= self._settings.histories_bytes_max:
+                return
+            order = min(
+                (order for order in self._orders.values() if order.quiet),
+                key=lambda order: order.longest_quiet().newest.time,
+            )
+            self._empty(order.longest_quiet(), order)
+
     def _make_room(self, now: float) -> None:
-        for _ in range(FORGET_LOOKS_MAX):
+        """Make space for one history: the longest idle that nobody is in goes."""
+        for _ in range(LOOKS_MAX):
             if len(self._histories) < self._settings.rooms_max:
                 return
-            room, history = next(iter(self._histories.items()))
-            if self._in_use(room):
-                self._keep(history, now)
-            else:
-                self.forget(room)
+            order = min(self._orders.values(), key=lambda order: (order.longest_idle().touched, order.spared))
+            self._forget_unless_in_use(order.longest_idle(), order, now)
 
-    def _shrink(self, history: History, now: float) -> None:
-        """Let go of all that a room keeps; of its epoch and offsets, too, if nobody is in it."""
+    def _forget_unless_in_use(self, history: History, order: Order, now: float) -> None:
         if self._in_use(history.room):
-            self._bytes -= history.size_bytes
-            history.expire(math.inf)
-            self._keep(history, now)
+            order.touch(history, now)
+            order.spared += 1
         else:
             self.forget(history.room)
-
-    def _keep(self, history: History, now: float) -> None:
-        history.touched = now
-        self._histories.move_to_end(history.room)

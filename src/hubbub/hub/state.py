@@ -1,33 +1,50 @@
 """The hub's state: which publication goes to whom. Plain and synchronous; run by `hubbub.hub.task`.
 
 Rules:
-1. A publication is accepted (`publish`) by the engine, which gives it its place, and handed out later (`take`):
-   what a room has accepted meanwhile goes to each subscriber in one piece, encoded once a dialect.
-2. Before a room gains a subscriber, what it has accepted is handed out to those who were there. The newcomer
-   gets that from history, if it asked, and everything after: each publication once (P2).
+1. A publication is accepted by the engine, which gives it its place, and handed out later (`take`): what has happened
+   in a room meanwhile goes to each subscriber in one piece, encoded once a dialect.
+2. What was waiting when a subscriber joined isn't for it: it gets that from history, if it asked, and everything
+   after: each publication once (P2).
 3. A leave takes effect at once: nothing is handed out to who has left, and nothing brings it back.
-4. An exception in a room's step ends that room, not the node: its subscribers are told, its history is lost.
+4. What is handed out follows what was handed out before, or the room's subscribers are told that it doesn't (P2).
+5. An exception in a room's step ends that room, not the node: its subscribers are told, its history is lost.
+6. Every question gets one answer. Answers wait in their asker until `flush`.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import msgspec
 import structlog
 
 from hubbub.config import Settings
-from hubbub.core.rooms import Offer, Rooms
+from hubbub.core.idempotency import Results
+from hubbub.core.recovery import recover
+from hubbub.core.rooms import Offer, Room, Rooms
 from hubbub.engines.base import Engine
-from hubbub.model.command import Publish, Refused, Subscribe, Subscribed
-from hubbub.model.end import End
-from hubbub.model.publication import Publication
-from hubbub.model.subscriber import Subscriber
+from hubbub.model.command import (
+    Answer,
+    Command,
+    Done,
+    Past,
+    Present,
+    Publish,
+    Published,
+    ReadHistory,
+    ReadPresence,
+    Refusal,
+    Refused,
+    Subscribe,
+    Subscribed,
+    Tell,
+    Unsubscribe,
+)
+from hubbub.model.publication import Presence, Publication
+from hubbub.model.subscriber import Encoder, Loss, Subscriber
 
 PIECE_BYTES_MAX = 256 * 1024
 """What a room has accepted is handed out early once it is this much, so that no piece is far larger than
 what an outbox may hold."""
 
-T = TypeVar("T")
 log = structlog.get_logger()
 
 
@@ -47,63 +64,107 @@ class HubStatistics(msgspec.Struct, frozen=True):
     publications: int
     deliveries: int
     rooms_failed: int
+    gaps: int
+    idempotency_keys: int
 
 
 class Hub:
-    """Rooms, and what they have accepted but not yet handed out.
+    """Rooms, and what has happened in them but isn't handed out yet.
 
     Args:
         engine: gives publications their order and keeps them.
         rooms: who is where.
-        settings: rooms_max, subscribers_max.
+        settings: limits, and what holds for each room.
     """
 
     def __init__(self, engine: Engine, rooms: Rooms, settings: Settings) -> None:
         self._engine = engine
         self._rooms = rooms
         self._settings = settings
-        self._accepted: dict[str, list[Publication]] = {}  # by room, in order, not yet handed out
-        self._accepted_bytes: dict[str, int] = {}
+        self._results = Results(settings)
+        self._waiting: dict[str, list[Publication | Presence]] = {}  # by room, in order, not yet handed out
+        self._waiting_bytes: dict[str, int] = {}
+        self._answered: dict[Subscriber, None] = {}  # those with answers to flush, in order
+        self._owes_ack = False  # whether one of these is the answer to a publish
         self._publications = 0
         self._deliveries = 0
         self._rooms_failed = 0
+        self._gaps = 0
+        self._steps: dict[type, Callable[..., Answer]] = {
+            Subscribe: self._subscribe,
+            Unsubscribe: self._unsubscribe,
+            ReadHistory: self._read_history,
+            ReadPresence: self._read_presence,
+        }
+
+    # -- commands
 
     def publish(self, command: Publish, now: float) -> bool:
         """Accept a publication; True if its room should be handed out at once, for its size."""
-        return bool(self._step(command.room, lambda: self._publish(command, now)))
+        answer = self._step(command.room, lambda: self._publish(command, now))
+        if command.reply is not None and command.asker is not None:
+            self._owes_ack = True
+            self._answer(command.asker, command.reply, answer)
+        return self._waiting_bytes.get(command.room, 0) >= PIECE_BYTES_MAX
 
-    def subscribe(self, command: Subscribe, now: float) -> None:
-        """Let a subscriber in and reply. The room must have nothing left to hand out (rule 2)."""
-        if command.subscriber.gone:
+    def comes_after_what_waits(self, command: Command) -> bool:
+        """Whether everything must be handed out and flushed first.
+
+        Who has published hears it before it hears that it was accepted, and joins or leaves after both.
+        """
+        if type(command) is Unsubscribe:
+            return self._owes_ack or command.room in self._waiting
+        return type(command) is Subscribe and self._owes_ack
+
+    def carry_out(self, command: Command, now: float) -> None:
+        """Carry out any other command, and answer it."""
+        if isinstance(command, Tell):
+            self._answered[command.asker] = None
+            command.act()
             return
-        limits = self._settings
-        if len(self._rooms) >= limits.rooms_max and command.room not in self._rooms:
-            command.reply(Refused(f"there are rooms_max = {limits.rooms_max} rooms already"))
-            return
-        if limits.subscribers_max and self._rooms.occupancy(command.room) >= limits.subscribers_max:
-            command.reply(Refused(f"the room has subscribers_max = {limits.subscribers_max} subscribers already"))
-            return
-        self._step(command.room, lambda: self._subscribe(command, now))
+        assert not isinstance(command, Publish)
+        step = self._steps[type(command)]
+        answer = self._step(command.room, lambda: step(command, now))
+        self._answer(command.asker, command.reply, answer)
+        if type(command) is Subscribe:
+            command.asker.flush()  # before anything of the room's
+            if isinstance(answer, Subscribed) and self._tells_joins(command.room):
+                self._happen(command.room, Presence(command.room, command.asker.member, joined=True))
+
+    def flush(self) -> None:
+        """Let everyone send the answers that it has been given."""
+        answered, self._answered, self._owes_ack = self._answered, {}, False
+        for subscriber in answered:
+            subscriber.flush()
 
     def leave(self, subscriber: Subscriber) -> None:
         """Take a subscriber out of all its rooms."""
-        self._rooms.leave(subscriber)
-
-    def waiting(self) -> list[str]:
-        """Return the rooms that have something to hand out."""
-        return list(self._accepted)
-
-    def take(self, room: str) -> list[Delivery]:
-        """Return what is to be handed out in that room now, and to whom; it counts as handed out."""
-        publications = self._accepted.pop(room, None)
-        if publications is None:
-            return []
-        del self._accepted_bytes[room]
-        return self._step(room, lambda: self._deliveries_of(room, publications)) or []
+        for room in self._rooms.rooms_of(subscriber):
+            self._part(subscriber, room)
 
     def expire(self, now: float) -> None:
         """Drop what is too old."""
         self._engine.expire(now)
+        self._results.expire(now)
+
+    # -- handing out
+
+    def waiting(self) -> list[str]:
+        """Return the rooms that have something to hand out."""
+        return list(self._waiting)
+
+    def take(self, name: str) -> list[Delivery]:
+        """Return what is to be handed out in that room now, and to whom; it counts as handed out."""
+        events = self._waiting.pop(name, None)
+        self._waiting_bytes.pop(name, None)
+        room = self._rooms.get(name)
+        if events is None or room is None:
+            return []
+        try:
+            return self._deliveries_of(room, events)
+        except Exception:
+            self._end_room(name)
+            return []
 
     def statistics(self) -> HubStatistics:
         """Return what is held and what was done."""
@@ -113,46 +174,171 @@ class Hub:
             publications=self._publications,
             deliveries=self._deliveries,
             rooms_failed=self._rooms_failed,
+            gaps=self._gaps,
+            idempotency_keys=len(self._results),
         )
 
-    def _publish(self, command: Publish, now: float) -> bool:
-        room = command.room
-        publication = self._engine.append(room, command.data, command.binary, now)
-        self._accepted.setdefault(room, []).append(publication)
-        size = self._accepted_bytes.get(room, 0) + len(command.data)
-        self._accepted_bytes[room] = size
+    # -- steps: each returns its answer
+
+    def _publish(self, command: Publish, now: float) -> Answer:
+        room, key = command.room, command.idempotency_key
+        if self._settings.namespace(room) is None:
+            return Refused(Refusal.UNKNOWN_NAMESPACE)
+        scope = f"user {command.publisher.user}" if command.publisher is not None else "server"
+        if key:
+            first = self._results.find(room, scope, key, now)
+            if first is not None:
+                return Published(first)
+            if not self._results.has_room(room, now):
+                return Refused(Refusal.TOO_MANY_KEYS)
+        publication = self._engine.append(room, command.data, command.kind, now, command.publisher)
         self._publications += 1
-        return size >= PIECE_BYTES_MAX
+        if key:
+            self._results.remember(room, scope, key, publication.position, now)
+        self._happen(room, publication)
+        self._waiting_bytes[room] = self._waiting_bytes.get(room, 0) + len(command.data)
+        return Published(publication.position if publication.stored else None)
 
-    def _subscribe(self, command: Subscribe, now: float) -> None:
-        past = self._engine.recent(command.room, command.history, now)
-        self._rooms.subscribe(command.subscriber, command.room)
-        command.reply(Subscribed(past.position, past.publications))
-
-    def _deliveries_of(self, name: str, publications: list[Publication]) -> list[Delivery]:
+    def _subscribe(self, command: Subscribe, now: float) -> Answer:
+        name, subscriber, limits = command.room, command.asker, self._settings
+        namespace = limits.namespace(name)
+        if namespace is None:
+            return Refused(Refusal.UNKNOWN_NAMESPACE)
+        if subscriber.gone:
+            return Refused(Refusal.STOPPING)
         room = self._rooms.get(name)
-        if room is None:
-            return []
-        frames = len(publications)
-        self._deliveries += frames * room.occupancy
-        return [
-            Delivery(b"".join(map(encoder.encode_publication, publications)), frames, list(group.values()))
-            for encoder, group in room.groups.items()
-        ]
+        if room is not None and subscriber in room:
+            return Refused(Refusal.ALREADY_SUBSCRIBED)
+        if room is None and len(self._rooms) >= limits.rooms_max:
+            return Refused(Refusal.TOO_MANY_ROOMS)
+        if room is not None and limits.subscribers_max and room.occupancy >= limits.subscribers_max:
+            return Refused(Refusal.ROOM_FULL)
+        if len(self._rooms.rooms_of(subscriber)) >= limits.rooms_per_connection_max:
+            return Refused(Refusal.TOO_MANY_SUBSCRIPTIONS)
+        recoverable = namespace.history_size > 0 and (namespace.force_recovery or command.recoverable)
+        answer = self._joined(command, recoverable, now)
+        if command.insist and command.since is not None and not answer.recovered:
+            return Refused(Refusal.UNRECOVERABLE)
+        watches = namespace.join_leave and (namespace.force_join_leave or command.joins)
+        self._rooms.subscribe(subscriber, name, waiting=len(self._waiting.get(name, ())), watches=watches)
+        positioned = recoverable or namespace.force_positioning or command.positioned
+        return msgspec.structs.replace(answer, positioned=positioned, recoverable=recoverable)
 
-    def _step(self, room: str, step: Callable[[], T]) -> T | None:
+    def _joined(self, command: Subscribe, recoverable: bool, now: float) -> Subscribed:
+        """Return what the newcomer is given of the past."""
+        since = command.since
+        if since is None or not recoverable:
+            past = self._engine.recent(command.room, command.history, now)
+            return Subscribed(past.position, past.publications)
+        limit = self._settings.recovery_publications_max
+        past = self._engine.read(command.room, now, since=since.offset, limit=limit)
+        missed = recover(past.position, past.publications, since)
+        return Subscribed(past.position, missed or (), recovered=missed is not None)
+
+    def _unsubscribe(self, command: Unsubscribe, now: float) -> Answer:
+        self._part(command.asker, command.room)
+        return Done()
+
+    def _read_history(self, command: ReadHistory, now: float) -> Answer:
+        namespace = self._settings.namespace(command.room)
+        if namespace is None:
+            return Refused(Refusal.UNKNOWN_NAMESPACE)
+        if not namespace.history_size:
+            return Refused(Refusal.SWITCHED_OFF)
+        most = self._settings.recovery_publications_max
+        limit = most if command.limit < 0 else min(command.limit, most)
+        since = command.since
+        past = self._engine.read(
+            command.room, now, since=since.offset if since else None, limit=limit, reverse=command.reverse
+        )
+        if since is not None and since.epoch and since.epoch != past.position.epoch:
+            return Refused(Refusal.UNRECOVERABLE)
+        return Past(past.position, past.publications)
+
+    def _read_presence(self, command: ReadPresence, now: float) -> Answer:
+        namespace = self._settings.namespace(command.room)
+        if namespace is None:
+            return Refused(Refusal.UNKNOWN_NAMESPACE)
+        if not namespace.presence:
+            return Refused(Refusal.SWITCHED_OFF)
+        room = self._rooms.get(command.room)
+        return Present([subscriber.member for subscriber in room.subscribers()] if room is not None else [])
+
+    # -- parts of steps
+
+    def _happen(self, room: str, event: Publication | Presence) -> None:
+        waiting = self._waiting.get(room)
+        if waiting is None:
+            self._waiting[room] = [event]
+        else:
+            waiting.append(event)
+
+    def _part(self, subscriber: Subscriber, room: str) -> None:
+        if self._rooms.unsubscribe(subscriber, room) and room in self._rooms and self._tells_joins(room):
+            self._happen(room, Presence(room, subscriber.member, joined=False))
+
+    def _tells_joins(self, room: str) -> bool:
+        namespace = self._settings.namespace(room)
+        return namespace is not None and namespace.join_leave
+
+    def _answer(self, asker: Subscriber, reply: Callable[[Answer], None], answer: Answer) -> None:
+        self._answered[asker] = None
+        reply(answer)
+
+    def _deliveries_of(self, room: Room, events: list[Publication | Presence]) -> list[Delivery]:
+        newcomers, room.newcomers = room.newcomers, {}
+        publications = [event for event in events if type(event) is Publication]
+        if publications and not self._follows(room, publications[0]):
+            self._gaps += 1
+            self._lose_all(room.name, Loss.GAP)
+            return []
+        if publications:
+            room.top = publications[-1].position
+        deliveries: list[Delivery] = []
+        for encoder, group in room.groups.items():
+            if not newcomers and len(publications) == len(events):
+                data = b"".join(map(encoder.encode_publication, publications))
+                deliveries.append(Delivery(data, len(publications), list(group.values())))
+                self._deliveries += len(publications) * len(group)
+                continue
+            parts: dict[tuple[int, bool], list[Offer]] = {}  # who gets the same: from which event on, with joins or not
+            for subscriber, offer in group.items():
+                part = newcomers.get(subscriber, 0), subscriber in room.watchers
+                parts.setdefault(part, []).append(offer)
+            for (start, watches), offers in parts.items():
+                heard = [event for event in events[start:] if watches or type(event) is Publication]
+                if heard:
+                    data = b"".join(_encode(encoder, event) for event in heard)
+                    deliveries.append(Delivery(data, len(heard), offers))
+                    self._deliveries += len(heard) * len(offers)
+        return deliveries
+
+    def _follows(self, room: Room, first: Publication) -> bool:
+        top = room.top
+        return top is None or (first.epoch == top.epoch and first.offset == top.offset + 1)
+
+    def _step(self, room: str, step: Callable[[], Answer]) -> Answer:
         try:
             return step()
         except Exception:
             self._end_room(room)
-            return None
+            return Refused(Refusal.INTERNAL_ERROR)
 
     def _end_room(self, name: str) -> None:
         log.exception("room ended by an internal error", room=name)
         self._rooms_failed += 1
-        self._accepted.pop(name, None)
-        self._accepted_bytes.pop(name, None)
+        self._waiting.pop(name, None)
+        self._waiting_bytes.pop(name, None)
         self._engine.forget(name)
+        self._results.forget(name)
+        self._lose_all(name, Loss.ROOM_ENDED)
+
+    def _lose_all(self, name: str, loss: Loss) -> None:
         room = self._rooms.get(name)
-        for subscriber in list(room.subscribers()) if room else ():
-            subscriber.evict(End.ROOM_ENDED)
+        for subscriber in list(room.subscribers()) if room is not None else ():
+            self._rooms.unsubscribe(subscriber, name)
+            subscriber.lose(name, loss)
+
+
+def _encode(encoder: Encoder, event: Publication | Presence) -> bytes:
+    return encoder.encode_publication(event) if isinstance(event, Publication) else encoder.encode_presence(event)

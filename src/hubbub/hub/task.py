@@ -1,8 +1,8 @@
 """The hub task: the only task that changes rooms.
 
-One pass: the leaves; then what waits in the inbox, applied to the rooms; then what the rooms have accepted,
-handed out, one piece a subscriber. It waits for nothing but its inbox: `offer` is synchronous, so no subscriber,
-however slow, can hold it up.
+One pass: the leaves; then what waits in the inbox, carried out; then what has happened in the rooms, handed out, one
+piece a subscriber; then the replies, one piece an asker. It waits for nothing but its inbox: `offer` is synchronous, so
+no subscriber, however slow, can hold it up.
 
 Gathering: before handing out, the hub lets the other tasks run once or twice more, while each time new commands
 come of it. Under load a subscriber then gets one send where it would get many; when all is quiet, a pass of
@@ -59,14 +59,21 @@ async def _apply(hub: Hub, commands: list[Command | None], pass_seconds_max: flo
             if hub.publish(command, now):
                 served = await _hand_out(hub, command.room, served)
         elif command is not None:
-            served = await _hand_out(hub, command.room, served)  # the newcomer has these from history
-            hub.subscribe(command, now)
+            if hub.comes_after_what_waits(command):
+                served = await _hand_out_all(hub, served)
+            hub.carry_out(command, now)
+    await _hand_out_all(hub, served)
+
+
+async def _hand_out_all(hub: Hub, served: int) -> int:
     for room in hub.waiting():
         served = await _hand_out(hub, room, served)
+    hub.flush()
+    return served
 
 
 async def _hand_out(hub: Hub, room: str, served: int) -> int:
-    """Offer what the room has accepted to all its subscribers; `served` counts offers since the last checkpoint."""
+    """Offer what has happened in the room to its subscribers; `served` counts offers since the last checkpoint."""
     for delivery in hub.take(room):
         data, frames, offers = delivery.data, delivery.frames, delivery.offers
         for start in range(0, len(offers), OFFERS_PER_CHECKPOINT):

@@ -1,11 +1,16 @@
-"""What is asked of the hub, and what it answers."""
+"""What is asked of the hub, and what it answers.
 
+Every command names its `asker`; a reply is given in the very step that carries the command out, and must not wait or
+raise. Replies leave in the order of the commands, which is why even what needs no hub goes through it (`Tell`).
+"""
+
+import enum
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
-from hubbub.model.publication import Position, Publication
+from hubbub.model.publication import Kind, Member, Position, Publication
 
 if TYPE_CHECKING:
     from hubbub.model.subscriber import Subscriber
@@ -14,30 +19,88 @@ COMMAND_OVERHEAD_BYTES = 256
 """What a waiting command weighs besides its data, roughly: so that empty messages aren't free."""
 
 
+class Refusal(enum.Enum):
+    """Why a command wasn't carried out. Dialects have codes for these."""
+
+    UNKNOWN_NAMESPACE = "the room's namespace isn't configured"
+    ALREADY_SUBSCRIBED = "already subscribed"
+    TOO_MANY_SUBSCRIPTIONS = "this client has rooms_per_connection_max rooms already"
+    TOO_MANY_ROOMS = "there are rooms_max rooms already"
+    ROOM_FULL = "the room has subscribers_max subscribers already"
+    UNRECOVERABLE = "what was missed isn't there any more"
+    SWITCHED_OFF = "that is switched off for this room"
+    TOO_MANY_KEYS = "too many idempotency keys are remembered; try again later"
+    BUSY = "the hub didn't answer in time"
+    STOPPING = "the server is shutting down"
+    INTERNAL_ERROR = "internal error"
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The command wasn't carried out."""
+
+    why: Refusal
+
+
 class Subscribed(msgspec.Struct, frozen=True):
     """The subscription stands: everything after `position` will be offered, nothing at or before it.
 
     Attributes:
         position: the room's top at the moment of joining.
-        publications: those asked for from history, oldest first, the last one at `position`.
+        publications: those asked for from history, or missed, oldest first, the last one at `position`.
+        positioned, recoverable: whether its position is checked, and whether it can be recovered.
+        recovered: whether `publications` are exactly what was missed.
     """
+
+    position: Position
+    publications: Sequence[Publication]
+    positioned: bool = False
+    recoverable: bool = False
+    recovered: bool = False
+
+
+class Published(msgspec.Struct, frozen=True):
+    """The publication has been accepted, there; or was, when its idempotency key came first. No history: None."""
+
+    position: Position | None
+
+
+class Past(msgspec.Struct, frozen=True):
+    """A piece of a room's history, and the room's top at the same moment."""
 
     position: Position
     publications: Sequence[Publication]
 
 
-class Refused(msgspec.Struct, frozen=True):
-    """The command wasn't carried out; `reason` is for people."""
+class Present(msgspec.Struct, frozen=True):
+    """Who is in a room."""
 
-    reason: str
+    members: Sequence[Member]
+
+
+class Done(msgspec.Struct, frozen=True):
+    """It has been carried out, and there is nothing to say about it."""
+
+
+Answer: TypeAlias = Subscribed | Published | Past | Present | Done | Refused
+Reply: TypeAlias = Callable[[Answer], None]
 
 
 class Publish(msgspec.Struct, frozen=True):
-    """Put `data` into `room`."""
+    """Put `data` into `room`.
+
+    Attributes:
+        publisher: who says it.
+        idempotency_key: with it, a repeat of the same user in the same room isn't a second publication; "": none.
+        asker, reply: None where nobody waits for the answer.
+    """
 
     room: str
     data: bytes
-    binary: bool
+    kind: Kind
+    publisher: Member | None = None
+    idempotency_key: str = ""
+    asker: "Subscriber | None" = None
+    reply: Reply | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -45,17 +108,10 @@ class Publish(msgspec.Struct, frozen=True):
         return len(self.data) + COMMAND_OVERHEAD_BYTES
 
 
-class Subscribe(msgspec.Struct, frozen=True):
-    """Add `subscriber` to `room`, with the last `history` publications in the reply.
-
-    `reply` is called by the hub in the very step that joins: what it offers precedes every later
-    publication of the room. It must not wait or raise.
-    """
-
-    subscriber: "Subscriber"
+class _Question(msgspec.Struct, frozen=True):
+    asker: "Subscriber"
     room: str
-    history: int
-    reply: Callable[[Subscribed | Refused], None]
+    reply: Reply
 
     @property
     def size_bytes(self) -> int:
@@ -63,4 +119,56 @@ class Subscribe(msgspec.Struct, frozen=True):
         return COMMAND_OVERHEAD_BYTES
 
 
-Command: TypeAlias = Publish | Subscribe
+class Subscribe(_Question, frozen=True):
+    """Add `asker` to `room`.
+
+    Attributes:
+        history: how many of the last publications to give along.
+        since: where the asker was, to recover what it has missed.
+        insist: whether to refuse where that can't be recovered.
+        positioned, recoverable, joins: what it would like to have; `joins`: to be told of joins and leaves.
+    """
+
+    history: int = 0
+    since: Position | None = None
+    insist: bool = False
+    positioned: bool = False
+    recoverable: bool = False
+    joins: bool = False
+
+
+class Unsubscribe(_Question, frozen=True):
+    """Take `asker` out of `room`; done also if it isn't there."""
+
+
+class ReadHistory(_Question, frozen=True):
+    """Read the room's history.
+
+    Attributes:
+        limit: at most so many publications; 0: none, only the position; -1: as many as may be given at once.
+        since: those after it (with `reverse`: before it); None: from the beginning (with `reverse`: the end).
+        reverse: the newest first.
+    """
+
+    limit: int = 0
+    since: Position | None = None
+    reverse: bool = False
+
+
+class ReadPresence(_Question, frozen=True):
+    """Ask who is in the room."""
+
+
+class Tell(msgspec.Struct, frozen=True):
+    """Call `act` when it is this command's turn: what a connection is to be told after its earlier replies."""
+
+    asker: "Subscriber"
+    act: Callable[[], None]
+
+    @property
+    def size_bytes(self) -> int:
+        """What it weighs in the hub's inbox."""
+        return COMMAND_OVERHEAD_BYTES
+
+
+Command: TypeAlias = Publish | Subscribe | Unsubscribe | ReadHistory | ReadPresence | Tell

@@ -21,13 +21,18 @@ class End(enum.Enum):
     TOO_MANY_FRAGMENTS = "too_many_fragments"
     TOO_MANY_CONTROL_FRAMES = "too_many_control_frames"
     TOO_FAST = "too_fast"  # over its rates for too long
+    BAD_REQUEST = "bad_request"  # a command that makes no sense
+    WRONG_FORMAT = "wrong_format"  # binary where the dialect is text
+    NOT_AVAILABLE = "not_available"  # a command that nothing here listens to
+    INVALID_TOKEN = "invalid_token"
+    STALE = "stale"  # didn't introduce itself in time
     NO_PONG = "no_pong"
     SLOW_CONSUMER = "slow_consumer"  # evicted: its outbox was over a limit
     WRITE_STALL = "write_stall"  # took no byte for too long
     HANDSHAKE_TIMEOUT = "handshake_timeout"  # the hub was too busy to let it in
     # Ours.
     SHUTDOWN = "shutdown"
-    ROOM_ENDED = "room_ended"  # an exception in the room's step
+    ROOM_ENDED = "room_ended"  # its only room is lost: a gap, or an exception in the room's step
     INTERNAL_ERROR = "internal_error"  # an exception in the code that serves this connection
     REFUSED = "refused"  # never opened: no room for it
     CANCELLED = "cancelled"  # cut off by the drain's deadline or a second signal

@@ -1,5 +1,7 @@
 """What a room accepted, and where it stands in the room's order."""
 
+import enum
+
 import msgspec
 
 
@@ -15,19 +17,60 @@ class Position(msgspec.Struct, frozen=True, gc=False):
     offset: int
 
 
+class Kind(enum.Enum):
+    """What the bytes of a publication are."""
+
+    TEXT = "text"  # UTF-8
+    BINARY = "binary"  # any bytes
+    JSON = "json"  # one JSON value without insignificant white space, in UTF-8
+
+
+class Member(msgspec.Struct, frozen=True, gc=False):
+    """One connection as others in its rooms see it; one user may be many members.
+
+    Attributes:
+        user: the authenticated identity; "" for anonymous.
+        client: this connection's own name, a UUID.
+        info: JSON about the user, for all rooms; b"" for none.
+    """
+
+    user: str
+    client: str
+    info: bytes = b""
+
+
 class Publication(msgspec.Struct, frozen=True, gc=False):
     """One accepted publication.
 
     Attributes:
         room: the room's name.
+        epoch: in which its offset counts.
         offset: its place in the room's order, from 1, plus 1 each (promise P1).
-        data: the payload as it is sent on: UTF-8 text, or any bytes if `binary`.
-        binary: whether the publisher sent it as a binary message.
+        data: the payload.
+        kind: what the payload is.
         time: when it was accepted, in seconds of the node's clock (for its age only).
+        stored: whether the room keeps a history: only then is the offset told to clients.
+        publisher: the member that said it; None for the server's own.
     """
 
     room: str
+    epoch: str
     offset: int
     data: bytes
-    binary: bool
+    kind: Kind
     time: float
+    stored: bool = True
+    publisher: Member | None = None
+
+    @property
+    def position(self) -> Position:
+        """Where it is."""
+        return Position(self.epoch, self.offset)
+
+
+class Presence(msgspec.Struct, frozen=True, gc=False):
+    """A member has joined a room, or left it."""
+
+    room: str
+    member: Member
+    joined: bool

@@ -1,16 +1,28 @@
 """What the hub knows of a connection: no more than this."""
 
+import enum
 from typing import Protocol
 
 from hubbub.model.end import End
-from hubbub.model.publication import Publication
+from hubbub.model.publication import Member, Presence, Publication
+
+
+class Loss(enum.Enum):
+    """Why a subscription ends that its subscriber hasn't ended."""
+
+    GAP = "gap"  # a publication is missing: what follows wouldn't be in order
+    ROOM_ENDED = "room_ended"  # an exception in the room's step
 
 
 class Encoder(Protocol):
-    """How one dialect writes a publication. Subscribers that share an encoder share the bytes."""
+    """How one dialect writes what happens in a room. Subscribers that share an encoder share the bytes."""
 
     def encode_publication(self, publication: Publication) -> bytes:
-        """Return the complete WebSocket frames of one publication. Pure."""
+        """Return the complete WebSocket frame of one publication. Pure."""
+        ...
+
+    def encode_presence(self, presence: Presence) -> bytes:
+        """Return the complete WebSocket frame of a join or a leave. Pure."""
         ...
 
 
@@ -27,6 +39,11 @@ class Subscriber(Protocol):
         """Whether it has said that it leaves; a command of its that comes later must not bring it back."""
         ...
 
+    @property
+    def member(self) -> Member:
+        """How others see it."""
+        ...
+
     def offer(self, data: bytes, frames: int) -> None:
         """Take complete frames to be sent, `frames` of them. Never waits, never raises.
 
@@ -34,6 +51,14 @@ class Subscriber(Protocol):
         """
         ...
 
-    def evict(self, end: End) -> None:
-        """End the connection, without waiting for it to be over. Never raises."""
+    def flush(self) -> None:
+        """Send the replies that have been given since the last call, in one piece. Never waits, never raises."""
+        ...
+
+    def lose(self, room: str, loss: Loss) -> None:
+        """Learn that it isn't in the room any more, though it hasn't asked for that. Never waits, never raises."""
+        ...
+
+    def evict(self, end: End, detail: str = "") -> None:
+        """End the connection, without waiting for it to be over; `detail` says more than `end`. Never raises."""
         ...

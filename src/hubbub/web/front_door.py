@@ -118,7 +118,7 @@ class FrontDoor:
         if upgrade is not None:
             refused = await serve_connection(transport, upgrade, self._services)
             if refused is not None:
-                answer = self._refuse(visit, HttpError(503, refused.reason, close=True))
+                answer = self._refuse(visit, HttpError(503, refused.why.value, close=True))
                 await self._answer(self._http(transport), answer)
                 await linger(transport, self._settings)
 

@@ -175,9 +175,9 @@ class HttpConnection:
 
     async def _receive(self) -> None:
         data = await self._transport.receive_some(_READ_BYTES)
-        await self._turnstile.pass_through()
         self._heard = self._heard or bool(data)
         self._h11.receive_data(data)
+        await self._turnstile.pass_through()
 
     async def _send(self, data: bytes) -> None:
         view = memoryview(data)

@@ -102,12 +102,14 @@ class _Snapshot(Collector):
             ("histories", "Rooms with a history.", engine.histories),
             ("history_publications", "Stored publications.", engine.publications),
             ("history_bytes", "Bytes of stored publications, their own weight estimated.", engine.history_bytes),
+            ("idempotency_keys", "Remembered idempotency keys.", hub.idempotency_keys),
             ("tasks", "Trio tasks, a few of Trio's own included.", trio.lowlevel.current_statistics().tasks_living),
         ]
         for name, text, value in gauges:
             yield GaugeMetricFamily(f"hubbub_{name}", text, value)
         yield CounterMetricFamily("hubbub_publications", "Accepted publications.", hub.publications)
         yield CounterMetricFamily("hubbub_deliveries", "Publications offered to subscribers: one each.", hub.deliveries)
+        yield CounterMetricFamily("hubbub_gaps", "Rooms whose subscribers were told of a gap.", hub.gaps)
         yield CounterMetricFamily("hubbub_rooms_failed", "Rooms ended by an internal error.", hub.rooms_failed)
         info = GaugeMetricFamily("hubbub_build_info", "Always 1; its label tells the version.", labels=["version"])
         info.add_metric([__version__], 1)

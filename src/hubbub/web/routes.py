@@ -1,23 +1,36 @@
 """What is answered to which request: decided here, synchronously; carried out by the front door.
 
     Host ─▶ path ─▶ method ─▶ answer                                       (page, /health, /metrics)
-                          └▶ handshake ─▶ Origin ─▶ room ─▶ upgrade        (/chat, /chat/ROOM)
+                          └▶ handshake ─▶ Origin ─▶ room ─▶ upgrade        (/chat, /chat/ROOM, /connection/websocket)
 
 What is wrong is an `HttpError` that says what, and what is allowed.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
 from hubbub.auth.origins import is_host_allowed, is_origin_allowed, split_host
 from hubbub.config import Settings
 from hubbub.connection.connection import Upgrade
+from hubbub.dialects.centrifugo.conversation import Conversation
+from hubbub.dialects.centrifugo.dialect import CentrifugoDialect
 from hubbub.dialects.plain import PlainConversation, PlainDialect
+from hubbub.model.publication import Member
+from hubbub.model.subscriber import Subscriber
 from hubbub.web.http import HttpError, Request, Response
 from hubbub.web.metrics import CONTENT_TYPE, Metrics
 from hubbub.web.site import load_site
-from hubbub.web.upgrade import PLAIN_PATH, check_handshake, read_history, read_room
+from hubbub.web.upgrade import (
+    PLAIN_PATH,
+    STRUCTURED_PATH,
+    check_handshake,
+    choose_subprotocol,
+    read_history,
+    read_native_pings,
+    read_room,
+)
 
 READABLE = ("GET", "HEAD")
 """Methods of everything here; there is nothing to write to yet."""
@@ -66,6 +79,7 @@ class Routes:
         self._metrics = metrics
         self._site = load_site()
         self._plain = PlainDialect()
+        self._structured = CentrifugoDialect()
 
     def decide(self, request: Request, leftover: bytes, visit: Visit, house: House) -> Response | Upgrade:
         """Return the answer, or what the connection becomes.
@@ -87,14 +101,22 @@ class Routes:
         if visit.operators:
             raise HttpError(404, f"there is nothing here; there are {', '.join(OPERATORS)}")
         self._check_room_for_one_more(visit, house)
-        if path == PLAIN_PATH or path.startswith(PLAIN_PATH + "/"):
+        if path in (STRUCTURED_PATH, PLAIN_PATH) or path.startswith(PLAIN_PATH + "/"):
             _check_method(request, ("GET",))
             self._check_sockets(house)
-            return self._upgrade(request, host, path, query, leftover, visit)
+            subprotocol = choose_subprotocol(request) if path == STRUCTURED_PATH else None
+            head = check_handshake(request, subprotocol)
+            self._check_origin(request, host, visit)
+            if path == STRUCTURED_PATH:
+                converse = partial(self._converse, native_pings=read_native_pings(query))
+                return Upgrade(head, leftover, subprotocol, self._structured, converse, visit.peer)
+            plain = partial(PlainConversation, room=self._read_room(path), history=read_history(query))
+            return Upgrade(head, leftover, None, self._plain, plain, visit.peer)
         if path in self._site:
             _check_method(request, READABLE)
             return self._site[path]
-        paths = ["/", PLAIN_PATH, f"{PLAIN_PATH}/ROOM", "/health"] + ["/metrics"] * (not self._settings.metrics_address)
+        paths = ["/", PLAIN_PATH, f"{PLAIN_PATH}/ROOM", STRUCTURED_PATH, "/health"]
+        paths += ["/metrics"] * (not self._settings.metrics_address)
         raise HttpError(404, f"there is nothing here; there are {', '.join(paths)}")
 
     def _check_room_for_one_more(self, visit: Visit, house: House) -> None:
@@ -114,18 +136,22 @@ class Routes:
             self._metrics.count_refusal("connections_max")
             raise HttpError(503, f"there are connections_max = {self._settings.connections_max} already", close=True)
 
-    def _upgrade(
-        self, request: Request, host: tuple[str, int | None], path: str, query: str, leftover: bytes, visit: Visit
-    ) -> Upgrade:
-        head = check_handshake(request)
+    def _converse(self, subscriber: Subscriber, member: Member, native_pings: bool) -> Conversation:
+        return Conversation(subscriber, member, self._settings, native_pings)
+
+    def _read_room(self, path: str) -> str:
+        room = read_room(path)
+        if self._settings.namespace(room) is None:
+            known = _listed(sorted(self._settings.namespaces), "none")
+            raise HttpError(404, f"namespace: got {room.partition(':')[0]!a}, configured: {known}")
+        return room
+
+    def _check_origin(self, request: Request, host: tuple[str, int | None], visit: Visit) -> None:
         origins = request.fields("origin")
         allowed = self._settings.allowed_origins
         if len(origins) > 1 or not is_origin_allowed(origins[0] if origins else None, host, visit.tls, allowed):
             got = ", ".join(origins)[:100]
             raise HttpError(403, f"Origin: got {got!a}, allowed: {_listed(allowed, 'the same host')}")
-        room = read_room(path)
-        conversation = PlainConversation(room)
-        return Upgrade(head, leftover, self._plain, conversation, room, read_history(query), visit.peer)
 
     def _checked_host(self, request: Request, visit: Visit) -> tuple[str, int | None]:
         fields = request.fields("host")

@@ -15,6 +15,8 @@ from hubbub.model.names import check_room_name
 from hubbub.web.http import HttpError, Request
 
 PLAIN_PATH = "/chat"
+STRUCTURED_PATH = "/connection/websocket"
+SUBPROTOCOL = "centrifuge-json"
 DEFAULT_ROOM = "chat"
 HISTORY_MAX = 1000
 """The most that can be asked for; how much there is, the room's history decides."""
@@ -22,8 +24,8 @@ _KEY_BYTES = 16
 _HEX = frozenset("0123456789abcdefABCDEF")
 
 
-def check_handshake(request: Request) -> bytes:
-    """Return the head to give to trio-websocket.
+def check_handshake(request: Request, subprotocol: str | None) -> bytes:
+    """Return the head to give to trio-websocket, offering the subprotocol.
 
     Raises:
         HttpError: 426 if this isn't a WebSocket handshake of version 13, 400 if it is a malformed one.
@@ -42,10 +44,29 @@ def check_handshake(request: Request) -> bytes:
     keys = request.fields("sec-websocket-key")
     if len(keys) != 1 or not _is_key(keys[0]):
         raise HttpError(400, f"Sec-WebSocket-Key: allowed: once, {_KEY_BYTES} bytes in Base64")
+    offer = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
     return (
         "GET / HTTP/1.1\r\nHost: hubbub\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {keys[0]}\r\n\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {keys[0]}\r\n{offer}\r\n"
     ).encode("ascii")
+
+
+def choose_subprotocol(request: Request) -> str | None:
+    """Return the structured dialect's subprotocol if it is offered, None if none is.
+
+    Raises:
+        HttpError: 400, there are offers, and only others.
+    """
+    offered = request.tokens("sec-websocket-protocol")
+    if offered and SUBPROTOCOL not in offered:
+        got = ", ".join(offered)[:80]
+        raise HttpError(400, f"Sec-WebSocket-Protocol: got {got!a}, allowed: {SUBPROTOCOL}, or none")
+    return SUBPROTOCOL if offered else None
+
+
+def read_native_pings(query: str) -> bool:
+    """Return whether a structured client asks for pings of RFC 6455 instead of its protocol's own."""
+    return "cf_ws_frame_ping_pong=true" in query.split("&")
 
 
 def read_room(path: str) -> str:

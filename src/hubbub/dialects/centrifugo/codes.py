@@ -1,0 +1,72 @@
+"""The protocol's codes, and what makes hubbub say them.
+
+An *error* answers a command and leaves the connection as it is. An *unsubscribe* ends a subscription; from 2500 up the
+client subscribes again by itself. A *disconnect* ends the connection; the client comes back by itself, except after
+3500 to 3999 and 4500 to 4999.
+"""
+
+import msgspec
+
+from hubbub.model.command import Refusal
+from hubbub.model.end import Disconnect, End
+from hubbub.model.subscriber import Loss
+
+
+class Error(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The answer to a command that wasn't carried out; `temporary`: it may be, later."""
+
+    code: int
+    message: str
+    temporary: bool = False
+
+    def because(self, why: str) -> "Error":
+        """Say more."""
+        return Error(self.code, f"{self.message}: {why}", self.temporary)
+
+
+INTERNAL = Error(100, "internal server error", temporary=True)
+UNKNOWN_CHANNEL = Error(102, "unknown channel")
+PERMISSION_DENIED = Error(103, "permission denied")
+ALREADY_SUBSCRIBED = Error(105, "already subscribed")
+LIMIT_EXCEEDED = Error(106, "limit exceeded")
+BAD_REQUEST = Error(107, "bad request")
+NOT_AVAILABLE = Error(108, "not available")
+TOO_MANY_REQUESTS = Error(111, "too many requests", temporary=True)
+UNRECOVERABLE = Error(112, "unrecoverable position")
+
+ERRORS = {
+    Refusal.UNKNOWN_NAMESPACE: UNKNOWN_CHANNEL,
+    Refusal.ALREADY_SUBSCRIBED: ALREADY_SUBSCRIBED,
+    Refusal.TOO_MANY_SUBSCRIPTIONS: LIMIT_EXCEEDED,
+    Refusal.TOO_MANY_ROOMS: LIMIT_EXCEEDED,
+    Refusal.ROOM_FULL: LIMIT_EXCEEDED,
+    Refusal.UNRECOVERABLE: UNRECOVERABLE,
+    Refusal.SWITCHED_OFF: NOT_AVAILABLE,
+    Refusal.TOO_MANY_KEYS: TOO_MANY_REQUESTS,
+    Refusal.BUSY: INTERNAL,
+    Refusal.STOPPING: INTERNAL,
+    Refusal.INTERNAL_ERROR: INTERNAL,
+}
+
+UNSUBSCRIBES = {
+    Loss.GAP: Disconnect(2500, "insufficient state"),
+    Loss.ROOM_ENDED: Disconnect(2502, "state invalidated"),
+}
+
+DISCONNECTS = {
+    End.SHUTDOWN: Disconnect(3001, "shutdown"),
+    End.INTERNAL_ERROR: Disconnect(3004, "internal server error"),
+    End.SLOW_CONSUMER: Disconnect(3008, "slow"),
+    End.WRITE_STALL: Disconnect(3009, "write error"),
+    End.NO_PONG: Disconnect(3012, "no pong"),
+    End.TOO_FAST: Disconnect(3013, "too many requests"),
+    End.TOO_MANY_CONTROL_FRAMES: Disconnect(3013, "too many requests"),
+    End.INVALID_TOKEN: Disconnect(3500, "invalid token"),
+    End.BAD_REQUEST: Disconnect(3501, "bad request"),
+    End.TOO_MANY_FRAGMENTS: Disconnect(3501, "bad request"),
+    End.STALE: Disconnect(3502, "stale"),
+    End.WRONG_FORMAT: Disconnect(3506, "inappropriate protocol"),
+    End.NOT_AVAILABLE: Disconnect(3508, "not available"),
+    End.MESSAGE_TOO_LARGE: Disconnect(1009, "message too large"),
+}
+"""Ends that aren't here leave nobody to tell, or are answered by trio-websocket (protocol errors, Close)."""

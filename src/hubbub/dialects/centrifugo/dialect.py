@@ -1,0 +1,64 @@
+"""What happens in a room, as bytes: encoded once for all who hear it."""
+
+import base64
+
+import msgspec
+
+from hubbub.core.frames import TEXT, encode_frame
+from hubbub.dialects.centrifugo.codes import DISCONNECTS
+from hubbub.model.end import Disconnect, End
+from hubbub.model.publication import Kind, Member, Presence, Publication
+
+
+class CentrifugoDialect:
+    """Implements `hubbub.dialects.base.Dialect`."""
+
+    name = "centrifugo"
+
+    def encode_publication(self, publication: Publication) -> bytes:
+        """Return the push of a publication."""
+        return _push(publication.room, b'"pub":' + encode_publication(publication))
+
+    def encode_presence(self, presence: Presence) -> bytes:
+        """Return the push of a join or a leave."""
+        kind = b'"join"' if presence.joined else b'"leave"'
+        return _push(presence.room, kind + b':{"info":' + encode_member(presence.member) + b"}")
+
+    def disconnect(self, end: End) -> Disconnect:
+        """Return what the peer is told of this end."""
+        return DISCONNECTS[end]
+
+
+def encode_publication(publication: Publication) -> bytes:
+    """Return a publication as JSON."""
+    parts = [b'{"data":', encode_data(publication)]
+    if publication.publisher is not None:
+        parts += b',"info":', encode_member(publication.publisher)
+    if publication.stored:
+        parts.append(b',"offset":%d' % publication.offset)
+    parts.append(b"}")
+    return b"".join(parts)
+
+
+def encode_data(publication: Publication) -> bytes:
+    """Return the payload as JSON: what plain clients say as a string, or as {"b64": …} if it is binary."""
+    match publication.kind:
+        case Kind.JSON:
+            return publication.data
+        case Kind.TEXT:
+            return msgspec.json.encode(publication.data.decode())
+    return b'{"b64":"' + base64.b64encode(publication.data) + b'"}'
+
+
+def encode_member(member: Member) -> bytes:
+    """Return what the protocol calls ClientInfo."""
+    info = b',"conn_info":' + member.info if member.info else b""
+    return b'{"user":' + msgspec.json.encode(member.user) + b',"client":"' + member.client.encode() + b'"' + info + b"}"
+
+
+def encode_push(room: str, member: bytes) -> bytes:
+    """Return the frame of a push: `member` is its one member besides the room, as JSON."""
+    return encode_frame(TEXT, b'{"push":{"channel":' + msgspec.json.encode(room) + b"," + member + b"}}")
+
+
+_push = encode_push

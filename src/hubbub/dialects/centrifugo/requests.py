@@ -1,0 +1,125 @@
+"""What clients may send: types, and one decoder. Members that aren't here are ignored; null is as good as absent."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+Text = str | None
+Flag = bool | None
+Unsigned32 = Annotated[int, Meta(ge=0, le=2**32 - 1)] | None
+Unsigned64 = Annotated[int, Meta(ge=0)] | None
+Signed32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None
+
+NO_JSON = msgspec.Raw()
+
+
+class Connect(msgspec.Struct):
+    """Introduce oneself: the first command."""
+
+    token: Text = None
+    name: Annotated[str, Meta(max_length=16)] | None = None
+    version: Annotated[str, Meta(max_length=64)] | None = None
+
+
+class Subscribe(msgspec.Struct):
+    """Join a room; with `recover`, from (epoch, offset) on."""
+
+    channel: Text = None
+    token: Text = None
+    recover: Flag = None
+    epoch: Text = None
+    offset: Unsigned64 = None
+    positioned: Flag = None
+    recoverable: Flag = None
+    join_leave: Flag = None
+    flag: Unsigned64 = None
+
+
+class Channel(msgspec.Struct):
+    """What needs no more than a room: unsubscribe, presence, presence_stats."""
+
+    channel: Text = None
+
+
+class Publish(msgspec.Struct):
+    """Say something in a room. The key is hubbub's addition: a retry with it isn't a second publication."""
+
+    channel: Text = None
+    data: msgspec.Raw = NO_JSON
+    idempotency_key: Text = None
+
+
+class StreamPosition(msgspec.Struct):
+    """A place in a room's history."""
+
+    offset: Unsigned64 = None
+    epoch: Text = None
+
+
+class History(msgspec.Struct):
+    """Read a room's history."""
+
+    channel: Text = None
+    limit: Signed32 = None
+    since: StreamPosition | None = None
+    reverse: Flag = None
+
+
+class Refresh(msgspec.Struct):
+    """Bring a new token: the connection's, or, with a channel, a subscription's."""
+
+    channel: Text = None
+    token: Text = None
+
+
+class Anything(msgspec.Struct):
+    """What is answered without a look at its members."""
+
+
+class Request(msgspec.Struct):
+    """One command: the first member that isn't null is the one that counts. None of them, and no id: a pong."""
+
+    id: Unsigned32 = None
+    connect: Connect | None = None
+    subscribe: Subscribe | None = None
+    unsubscribe: Channel | None = None
+    publish: Publish | None = None
+    presence: Channel | None = None
+    presence_stats: Channel | None = None
+    history: History | None = None
+    ping: Anything | None = None
+    send: Anything | None = None
+    rpc: Anything | None = None
+    refresh: Refresh | None = None
+    sub_refresh: Refresh | None = None
+
+
+METHODS = Request.__struct_fields__[1:]
+
+
+class MalformedRequestError(ValueError):
+    """Not a command; the text says what is wrong."""
+
+
+_decoder = msgspec.json.Decoder(Request)
+
+
+def decode(line: bytes) -> Request:
+    """Return the command that a line holds.
+
+    Raises:
+        MalformedRequestError: the line isn't a JSON object as described above.
+    """
+    try:
+        return _decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedRequestError(str(error)) from error
+    except RecursionError as error:
+        raise MalformedRequestError("JSON is nested too deeply") from error
+
+
+def compact(value: msgspec.Raw) -> bytes:
+    """Return a JSON value on one line, without insignificant white space; `decode` has checked that it is one."""
+    data = bytes(value)
+    return msgspec.json.format(data, indent=-1) if b" " in data or b"\t" in data or b"\r" in data else data
