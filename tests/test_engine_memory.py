@@ -183,6 +183,18 @@ def test_who_is_in_use_hides_nobody() -> None:
     assert [engine.read(room, 0.0).position.epoch for room in sorted(in_use)] == ["epoch 1", "epoch 2"]
 
 
+def test_who_was_in_use_is_not_hidden_for_it() -> None:
+    """However often a namespace was looked at in vain, it is its turn again."""
+    in_use = {"room"}
+    engine = make_engine(in_use, rooms_max=1, namespaces={"b": Namespace()})
+    for name in ("room", *(f"b:{number}" for number in range(9)), "b:in use"):
+        engine.read(name, 0.0)
+    in_use.symmetric_difference_update({"room", "b:in use"})
+    for number in range(9):
+        engine.read(f"b:{number}", 0.0)
+    assert engine.statistics().histories == 2
+
+
 def test_the_longest_quiet_of_all_namespaces_lose_their_publications() -> None:
     """At histories_bytes_max: but neither epoch nor offset, in use or not; a read doesn't make a room less quiet."""
     each = 100 + PUBLICATION_OVERHEAD_BYTES

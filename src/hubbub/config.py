@@ -262,7 +262,7 @@ class Settings(Namespace, kw_only=True):
         Count, Meta(description="Keys remembered in one room; beyond it, publishes with a key are refused for now.")
     ] = 10_000
     idempotency_keys_total_max: Annotated[
-        Count, Meta(description="Keys remembered in all rooms together: some 30 MB.")
+        Count, Meta(description="Keys remembered in all rooms together: some 50 MB.")
     ] = 100_000
 
     ping_seconds: Annotated[

@@ -55,8 +55,11 @@ class Engine(Protocol):
         """Lose the room's history: the next publication starts a new epoch at offset 1."""
         ...
 
-    def expire(self, now: float) -> None:
-        """Give back what is too old, and rooms that nobody has published to, or been in, for long enough."""
+    def expire(self, now: float) -> bool:
+        """Give back what is too old, and rooms that nobody has published to, or been in, for long enough.
+
+        A step takes a few milliseconds at most; True if there may be more to give back.
+        """
         ...
 
     def statistics(self) -> EngineStatistics:

@@ -27,6 +27,9 @@ LOOKS_MAX = 64
 """How many histories are looked at for one that isn't in use (those in use go to the back, so it suffices), and how
 many more are emptied than may be needed to make space for a publication, so that lowered limits are soon met."""
 
+EXPIRED_AT_ONCE = 1_000
+"""How many histories are given back in one step: some 2 ms."""
+
 
 class Order:
     """The histories of one namespace, in the orders in which they become due.
@@ -35,8 +38,8 @@ class Order:
         prefix: what their rooms' names begin with: the namespace and a colon, or nothing.
         idle: all, the longest untouched in front.
         quiet: those that store publications, the longest not published to in front.
-        spared: how often one was put back because it is in use. Of orders whose front ones were touched at the same
-            moment, the one that was spared least is next, lest looks always find the same.
+        spared: which look it was that last put one back because it is in use. Of orders whose front ones were touched
+            at the same moment, the one whose turn was longest ago is next, lest looks always find the same.
     """
 
     __slots__ = ("idle", "prefix", "quiet", "spared")
@@ -78,6 +81,7 @@ class MemoryEngine:
         self._histories: dict[str, tuple[History, Order]] = {}
         self._orders: dict[str, Order] = {}  # by prefix; none is empty
         self._bytes = 0
+        self._spared = 0
 
     def append(self, room: str, data: bytes, kind: Kind, now: float, publisher: Member | None = None) -> Publication:
         """Accept a publication: give it its offset and keep it within the room's bounds."""
@@ -123,18 +127,24 @@ class MemoryEngine:
         if not order.idle:
             del self._orders[order.prefix]
 
-    def expire(self, now: float) -> None:
-        """Give back what is too old, and rooms that nobody has published to, or been in, for long enough."""
-        settings = self._settings
+    def expire(self, now: float) -> bool:
+        """Give back what is too old, and rooms that nobody has published to, or been in, for long enough.
+
+        At most `EXPIRED_AT_ONCE`, as this is one step; True if there may be more.
+        """
+        settings, looks = self._settings, EXPIRED_AT_ONCE
         for order in list(self._orders.values()):
             bounds = settings.namespace(order.prefix) or settings
             age = bounds.history_seconds_max
-            while order.quiet and order.longest_quiet().newest.time < now - age:
+            while looks and order.quiet and order.longest_quiet().newest.time < now - age:
                 self._empty(order.longest_quiet(), order)
+                looks -= 1
             age = max(age, bounds.history_meta_seconds_max)
-            while order.idle and order.longest_idle().touched < now - age:
+            while looks and order.idle and order.longest_idle().touched < now - age:
                 self._forget_unless_in_use(order.longest_idle(), order, now)
+                looks -= 1
         self._shrink(LOOKS_MAX)
+        return not looks
 
     def statistics(self) -> EngineStatistics:
         """Return what is held."""
@@ -203,6 +213,7 @@ class MemoryEngine:
     def _forget_unless_in_use(self, history: History, order: Order, now: float) -> None:
         if self._in_use(history.room):
             order.touch(history, now)
-            order.spared += 1
+            self._spared += 1
+            order.spared = self._spared
         else:
             self.forget(history.room)

@@ -142,10 +142,10 @@ class Hub:
         for room in self._rooms.rooms_of(subscriber):
             self._part(subscriber, room)
 
-    def expire(self, now: float) -> None:
-        """Drop what is too old."""
-        self._engine.expire(now)
+    def expire(self, now: float) -> bool:
+        """Drop what is too old; True if there may be more than one step can do."""
         self._results.expire(now)
+        return self._engine.expire(now)
 
     # -- handing out
 
