@@ -206,7 +206,7 @@ def test_floods_before_the_upgrade() -> None:
 
 def test_frames_that_declare_an_eternity() -> None:
     """A frame of 2^62 bytes is refused when it is declared, and what comes of it isn't kept."""
-    with open_daemon(log_level="warning") as daemon, open_sockets(daemon.port, 20) as peers:
+    with open_daemon(log_level="warning", close_seconds_max=2.0) as daemon, open_sockets(daemon.port, 20) as peers:
         shake_hands(peers, lambda _: "/chat/hostile")
         for peer in peers:
             peer.sendall(struct.pack("!BBQ", FIN | BINARY, MASKED | 127, 2**62) + bytes(4))

@@ -689,8 +689,8 @@ async def test_health() -> None:
 FAMILIES = {
     "gauge": "connections rooms subscriptions outboxes_queued outboxes_queued_bytes inbox_commands inbox_bytes "
     "inbox_readers_waiting histories history_publications history_bytes idempotency_keys tasks build_info",
-    "counter": "publications deliveries gaps rooms_failed connections_opened connections_ended http_responses "
-    "internal_errors refusals",
+    "counter": "publications deliveries gaps commands_refused histories_evicted rate_pauses rooms_failed "
+    "connections_opened connections_ended http_responses internal_errors refusals",
 }
 
 

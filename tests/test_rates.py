@@ -20,6 +20,7 @@ from trio.testing import MockClock
 from hubbub.core.frames import BINARY, CLOSE, FIN, PING, TEXT
 from hubbub.core.proxy_protocol import SIGNATURE
 from hubbub.core.rate import Bucket
+from hubbub.node import Node
 from hubbub.web.addresses import Addresses
 from hubbub.web.front_door import HEARD_BEYOND_LIMIT
 from peers import (
@@ -133,6 +134,12 @@ async def say(peer: Peer, texts: list[str]) -> None:
         await peer.stream.send_all(client_frame(TEXT, text.encode()))
 
 
+def figure(node: Node, series: str) -> float:
+    """What /metrics says."""
+    (line,) = (line for line in node.metrics.text().decode().splitlines() if line.startswith(series + " "))
+    return float(line.removeprefix(series))
+
+
 async def pace(house: House, peer: Peer, texts: list[str]) -> float:
     """Let the peer say it all, check that it comes back complete and in order; return how long that took."""
     begin = trio.current_time()
@@ -147,6 +154,7 @@ async def test_over_the_rate_reading_pauses(autojump_clock: MockClock) -> None:
         peer, _ = await house.connect()
         seconds = await pace(house, peer, [f"message {number}" for number in range(550)])
         assert seconds == pytest.approx((550 - 50) / 100, abs=OFF_SECONDS)
+        assert figure(house.node, "hubbub_rate_pauses_total") > 0
 
 
 async def test_within_the_rate_nothing_pauses(autojump_clock: MockClock) -> None:
@@ -351,6 +359,7 @@ async def test_subscribers_max() -> None:
                     pytest.fail("the room is full")
             assert refused.value.status == 503
             assert b"the room has subscribers_max subscribers already" in refused.value.response
+            assert figure(server.node, 'hubbub_commands_refused_total{reason="room_full"}') == 1
         await trio.sleep(0.1)
         async with open_peer(server.port) as peer:  # the one has left
             await talks(peer)

@@ -68,6 +68,7 @@ class Node:
             self.outboxes,
             self.turnstile,
             self.metrics.count_open,
+            self.metrics.count_pause,
             self.metrics.count_end,
             rng,
         )

@@ -78,6 +78,7 @@ class Services(msgspec.Struct, frozen=True):
         outboxes: counts what waits in all of them.
         turnstile: where those who come and go at one moment take turns.
         count_open: called for each connection once its 101 is out.
+        count_pause: called each time that one's rates make it pause.
         count_end: called once for each connection, opened or not; with whether it was cut off at a stop.
         rng: for the heartbeat's jitter, and clients' names.
     """
@@ -89,6 +90,7 @@ class Services(msgspec.Struct, frozen=True):
     outboxes: OutboxTotal
     turnstile: Turnstile
     count_open: Callable[[], None]
+    count_pause: Callable[[], None]
     count_end: Callable[[End, bool], None]
     rng: random.Random
 
@@ -172,7 +174,9 @@ class Connection:
         self.said_goodbye = False  # everything that was queued, and a Close, has been given to the transport
         self.outbox = Outbox(transport, nursery, settings, services.outboxes, self.end)
         self.offer: Callable[[bytes, int], None] = self.outbox.offer  # bound once: called for each delivery
-        self.session = Session(self.conversation, services.inbox, services.occupancy, settings, self.end)
+        self.session = Session(
+            self.conversation, services.inbox, services.occupancy, settings, services.count_pause, self.end
+        )
         self.wire = Wire(
             transport,
             self.outbox,

@@ -35,6 +35,7 @@ class Session:
         inbox: the hub's.
         occupancy: how many are in a room.
         settings: the rates.
+        on_pause: called each time that the rates make it pause.
         on_end: called when the connection must end.
     """
 
@@ -44,6 +45,7 @@ class Session:
         "_inbox",
         "_occupancy",
         "_on_end",
+        "_on_pause",
         "_paced",
         "_pause",
         "_publications",
@@ -57,6 +59,7 @@ class Session:
         inbox: Inbox,
         occupancy: Callable[[str], int],
         settings: Settings,
+        on_pause: Callable[[], None],
         on_end: Callable[[End], None],
     ) -> None:
         now = trio.current_time()
@@ -64,6 +67,7 @@ class Session:
         self._inbox = inbox
         self._occupancy = occupancy
         self._settings = settings
+        self._on_pause = on_pause
         self._on_end = on_end
         self._publications = Bucket(settings.publications_per_second_max, settings.publications_burst_max, now)
         self._bytes = Bucket(settings.publication_bytes_per_second_max, settings.publication_bytes_burst_max, now)
@@ -121,6 +125,7 @@ class Session:
         return seconds
 
     async def _wait(self, seconds: float) -> None:
+        self._on_pause()
         with trio.move_on_after(seconds) as self._pause:
             await trio.sleep_forever()
         self._pause = None

@@ -11,6 +11,7 @@ The memory engine never waits, so the hub calls it inside its own step. An engin
 an inbox of its own, and hands what it accepted back to the hub.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -26,11 +27,12 @@ class Slice(msgspec.Struct, frozen=True):
 
 
 class EngineStatistics(msgspec.Struct, frozen=True):
-    """What an engine holds at this moment."""
+    """What an engine holds at this moment; and how often it had to let go of a room's history for a limit."""
 
     histories: int
     history_bytes: int
     publications: int
+    evicted: Mapping[str, int]
 
 
 class Engine(Protocol):

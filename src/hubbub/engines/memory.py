@@ -82,6 +82,7 @@ class MemoryEngine:
         self._orders: dict[str, Order] = {}  # by prefix; none is empty
         self._bytes = 0
         self._spared = 0
+        self._evicted = {"histories_bytes_max": 0, "rooms_max": 0}
 
     def append(self, room: str, data: bytes, kind: Kind, now: float, publisher: Member | None = None) -> Publication:
         """Accept a publication: give it its offset and keep it within the room's bounds."""
@@ -152,6 +153,7 @@ class MemoryEngine:
             histories=len(self._histories),
             history_bytes=self._bytes,
             publications=sum(len(history) for order in self._orders.values() for history in order.quiet.values()),
+            evicted=self._evicted,
         )
 
     def _open(self, room: str, now: float) -> tuple[History, Order]:
@@ -201,6 +203,7 @@ class MemoryEngine:
                 key=lambda order: order.longest_quiet().newest.time,
             )
             self._empty(order.longest_quiet(), order)
+            self._evicted["histories_bytes_max"] += 1
 
     def _make_room(self, now: float) -> None:
         """Make space for one history: the longest idle that nobody is in goes."""
@@ -208,12 +211,13 @@ class MemoryEngine:
             if len(self._histories) < self._settings.rooms_max:
                 return
             order = min(self._orders.values(), key=lambda order: (order.longest_idle().touched, order.spared))
-            self._forget_unless_in_use(order.longest_idle(), order, now)
+            self._evicted["rooms_max"] += self._forget_unless_in_use(order.longest_idle(), order, now)
 
-    def _forget_unless_in_use(self, history: History, order: Order, now: float) -> None:
+    def _forget_unless_in_use(self, history: History, order: Order, now: float) -> bool:
         if self._in_use(history.room):
             order.touch(history, now)
             self._spared += 1
             order.spared = self._spared
-        else:
-            self.forget(history.room)
+            return False
+        self.forget(history.room)
+        return True

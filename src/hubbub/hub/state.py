@@ -11,7 +11,7 @@ Rules:
 6. Every question gets one answer. Answers wait in their asker until `flush`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 import structlog
@@ -66,6 +66,7 @@ class HubStatistics(msgspec.Struct, frozen=True):
     rooms_failed: int
     gaps: int
     idempotency_keys: int
+    refused: Mapping[Refusal, int]
 
 
 class Hub:
@@ -90,6 +91,7 @@ class Hub:
         self._deliveries = 0
         self._rooms_failed = 0
         self._gaps = 0
+        self._refused = dict.fromkeys(Refusal, 0)
         self._steps: dict[type, Callable[..., Answer]] = {
             Subscribe: self._subscribe,
             Unsubscribe: self._unsubscribe,
@@ -102,6 +104,8 @@ class Hub:
     def publish(self, command: Publish, now: float) -> bool:
         """Accept a publication; True if its room should be handed out at once, for its size."""
         answer = self._step(command.room, lambda: self._publish(command, now))
+        if type(answer) is Refused:
+            self._refused[answer.why] += 1
         if command.reply is not None and command.asker is not None:
             self._owes_ack = True
             self._answer(command.asker, command.reply, answer)
@@ -125,6 +129,8 @@ class Hub:
         assert not isinstance(command, Publish)
         step = self._steps[type(command)]
         answer = self._step(command.room, lambda: step(command, now))
+        if type(answer) is Refused:
+            self._refused[answer.why] += 1
         self._answer(command.asker, command.reply, answer)
         if type(command) is Subscribe:
             command.asker.flush()  # before anything of the room's
@@ -176,6 +182,7 @@ class Hub:
             rooms_failed=self._rooms_failed,
             gaps=self._gaps,
             idempotency_keys=len(self._results),
+            refused=self._refused,
         )
 
     # -- steps: each returns its answer

@@ -43,6 +43,9 @@ class Metrics:
         self._refusals = prometheus_client.Counter(
             "hubbub_refusals", "Clients turned away, by the limit they met.", ["limit"], registry=self._registry
         )
+        self._pauses = prometheus_client.Counter(
+            "hubbub_rate_pauses", "Pauses of readers whose peers were over their rates.", registry=self._registry
+        )
         self._errors = prometheus_client.Counter(
             "hubbub_internal_errors", "Exceptions that nobody expected.", registry=self._registry
         )
@@ -68,6 +71,10 @@ class Metrics:
     def count_refusal(self, limit: str) -> None:
         """Count one client that was turned away."""
         self._refusals.labels(limit).inc()
+
+    def count_pause(self) -> None:
+        """Count one pause of one that was over its rates."""
+        self._pauses.inc()
 
     def count_error(self) -> None:
         """Count one exception that nobody expected."""
@@ -111,6 +118,14 @@ class _Snapshot(Collector):
         yield CounterMetricFamily("hubbub_deliveries", "Publications offered to subscribers: one each.", hub.deliveries)
         yield CounterMetricFamily("hubbub_gaps", "Rooms whose subscribers were told of a gap.", hub.gaps)
         yield CounterMetricFamily("hubbub_rooms_failed", "Rooms ended by an internal error.", hub.rooms_failed)
+        refused = CounterMetricFamily("hubbub_commands_refused", "Commands refused, by reason.", labels=["reason"])
+        for refusal, count in hub.refused.items():
+            refused.add_metric([refusal.name.lower()], count)
+        yield refused
+        evicted = CounterMetricFamily("hubbub_histories_evicted", "Histories that made way.", labels=["limit"])
+        for limit, count in engine.evicted.items():
+            evicted.add_metric([limit], count)
+        yield evicted
         info = GaugeMetricFamily("hubbub_build_info", "Always 1; its label tells the version.", labels=["version"])
         info.add_metric([__version__], 1)
         yield info
