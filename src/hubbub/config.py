@@ -291,8 +291,9 @@ class Settings(Namespace, kw_only=True):
 
     def namespace(self, room: str) -> Namespace | None:
         """Return what holds for a room of that name; None if it names a namespace that there isn't."""
-        name, colon, _ = room.partition(":")
-        return self.namespaces.get(name) if colon else self
+        if ":" not in room:
+            return self
+        return self.namespaces.get(room.partition(":")[0])
 
 
 FIXED = frozenset(

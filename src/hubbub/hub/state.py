@@ -45,6 +45,8 @@ PIECE_BYTES_MAX = 256 * 1024
 """What a room has accepted is handed out early once it is this much, so that no piece is far larger than
 what an outbox may hold."""
 
+DONE = Done()
+
 log = structlog.get_logger()
 
 
@@ -103,7 +105,11 @@ class Hub:
 
     def publish(self, command: Publish, now: float) -> bool:
         """Accept a publication; True if its room should be handed out at once, for its size."""
-        answer = self._step(command.room, lambda: self._publish(command, now))
+        answer: Answer
+        try:
+            answer = self._publish(command, now)
+        except Exception:
+            answer = self._end_room(command.room)
         if type(answer) is Refused:
             self._refused[answer.why] += 1
         if command.reply is not None and command.asker is not None:
@@ -128,7 +134,11 @@ class Hub:
             return
         assert not isinstance(command, Publish)
         step = self._steps[type(command)]
-        answer = self._step(command.room, lambda: step(command, now))
+        answer: Answer
+        try:
+            answer = step(command, now)
+        except Exception:
+            answer = self._end_room(command.room)
         if type(answer) is Refused:
             self._refused[answer.why] += 1
         self._answer(command.asker, command.reply, answer)
@@ -191,8 +201,9 @@ class Hub:
         room, key = command.room, command.idempotency_key
         if self._settings.namespace(room) is None:
             return Refused(Refusal.UNKNOWN_NAMESPACE)
-        scope = f"user {command.publisher.user}" if command.publisher is not None else "server"
+        scope = ""
         if key:
+            scope = f"user {command.publisher.user}" if command.publisher is not None else "server"
             first = self._results.find(room, scope, key, now)
             if first is not None:
                 return Published(first)
@@ -204,6 +215,8 @@ class Hub:
             self._results.remember(room, scope, key, publication.position, now)
         self._happen(room, publication)
         self._waiting_bytes[room] = self._waiting_bytes.get(room, 0) + len(command.data)
+        if command.reply is None:
+            return DONE
         return Published(publication.position if publication.stored else None)
 
     def _subscribe(self, command: Subscribe, now: float) -> Answer:
@@ -244,7 +257,7 @@ class Hub:
 
     def _unsubscribe(self, command: Unsubscribe, now: float) -> Answer:
         self._part(command.asker, command.room)
-        return Done()
+        return DONE
 
     def _read_history(self, command: ReadHistory, now: float) -> Answer:
         namespace = self._settings.namespace(command.room)
@@ -324,14 +337,7 @@ class Hub:
         top = room.top
         return top is None or (first.epoch == top.epoch and first.offset == top.offset + 1)
 
-    def _step(self, room: str, step: Callable[[], Answer]) -> Answer:
-        try:
-            return step()
-        except Exception:
-            self._end_room(room)
-            return Refused(Refusal.INTERNAL_ERROR)
-
-    def _end_room(self, name: str) -> None:
+    def _end_room(self, name: str) -> Refused:
         log.exception("room ended by an internal error", room=name)
         self._rooms_failed += 1
         self._waiting.pop(name, None)
@@ -339,6 +345,7 @@ class Hub:
         self._engine.forget(name)
         self._results.forget(name)
         self._lose_all(name, Loss.ROOM_ENDED)
+        return Refused(Refusal.INTERNAL_ERROR)
 
     def _lose_all(self, name: str, loss: Loss) -> None:
         room = self._rooms.get(name)
