@@ -17,14 +17,13 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NoReturn
 from urllib.parse import urlsplit
 
+from dialects import DIALECTS, BenchError
 from loadgen import (
-    STAMP_SIZE,
-    BenchError,
     Collector,
     CpuTime,
     Daemon,
@@ -106,26 +105,30 @@ MODES: dict[str, Callable[[Collector, argparse.Namespace, float], list[float]]] 
 }
 
 
-def repeat(options: argparse.Namespace, number: int, cores: tuple[int, int] | None) -> Result:
+def repeat(options: argparse.Namespace, name: str, number: int, cores: tuple[int, int] | None) -> Result:
     """One repeat: a fresh daemon (or the one at --url), fresh connections, the warm-up, the measurement."""
     deadline = clock() + int(options.deadline * 1e9)
-    progress = Progress(f"repeat {number + 1}/{options.repeat} ")
+    progress = Progress(f"{name} {number + 1}/{options.repeat} ")
+    dialect = DIALECTS[name](options.size)
+    apart = options.publishers if dialect.publishers_apart else 0
     with contextlib.ExitStack() as stack:
         stack.callback(progress.clear)
         target: Target = options.target or stack.enter_context(
-            Daemon("/chat/bench", deadline, environment(options.connections), cores[0] if cores else None)
+            Daemon(dialect.path, deadline, environment(options.connections + apart), cores[0] if cores else None)
         )
         resident = 0
         if target.pid:  # what is imported and cached for the first connection is not a connection's memory
-            close_all(connect_all(target, 1, deadline, progress))
+            close_all(connect_all(target, 1, deadline, progress, dialect.join))
             time.sleep(0.3)
             resident = resident_kb(target.pid)
-        sockets = connect_all(target, options.connections, deadline, progress)
+        sockets = connect_all(target, options.connections, deadline, progress, dialect.join)
         stack.callback(close_all, sockets)
         time.sleep(0.3)
         memory = resident_kb(target.pid) - resident if target.pid else 0
 
-        collector = stack.enter_context(Collector(sockets, options.size, deadline, progress))
+        publishers = connect_all(target, apart, deadline, progress, dialect.introduce)
+        stack.callback(close_all, publishers)
+        collector = stack.enter_context(Collector(sockets, publishers, dialect, deadline, progress))
         collector.settle()
         if collector.received:
             notice(f"{collector.received} bytes came before anything was published; they are ignored")
@@ -202,19 +205,27 @@ def medians(results: Sequence[Result]) -> Result:
     return {**middle, "disturbed": bool(middle["disturbed"])}
 
 
-def report(results: Sequence[Result], median: Result) -> str:
-    """The table: a line for each repeat, and the median."""
+def ratios(median: Result, other: Result) -> Result:
+    """Column by column of the table, how many times the other it is; disturbed if either is."""
+    pairs = {column: (median[column], other[column]) for column in COLUMNS}
+    quotients = {column: one / two if one and two else None for column, (one, two) in pairs.items()}
+    return {**quotients, "disturbed": bool(median["disturbed"] or other["disturbed"])}
 
-    def cells(name: str, result: Result) -> list[str]:
-        values = ((result[column], form) for column, (_, form) in COLUMNS.items())
+
+def report(rows: Mapping[str, Result], ratio: Result | None = None) -> str:
+    """The table: a line for each repeat, the medians, and their ratio."""
+
+    def cells(name: str, result: Result, forms: Sequence[str]) -> list[str]:
+        values = zip((result[column] for column in COLUMNS), forms, strict=True)
         return [
             "! " * bool(result["disturbed"]) + name,
             *("-" if value is None else form.format(value) for value, form in values),
         ]
 
-    rows = [*(cells(str(i + 1), result) for i, result in enumerate(results)), cells("median", median)]
-    text = table(["repeat", *(title for title, _ in COLUMNS.values())], rows)
-    return text + ("\n! disturbed: not a figure to quote" if any(r["disturbed"] for r in results) else "")
+    lines = [cells(name, result, [form for _, form in COLUMNS.values()]) for name, result in rows.items()]
+    lines += [cells("ratio", ratio, ["{:.2f}"] * len(COLUMNS))] if ratio else []
+    text = table(["repeat", *(title for title, _ in COLUMNS.values())], lines)
+    return text + ("\n! disturbed: not a figure to quote" if any(r["disturbed"] for r in rows.values()) else "")
 
 
 class Parser(argparse.ArgumentParser):
@@ -255,22 +266,28 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--url", type=_target, dest="target", metavar="ws://HOST:PORT/PATH", help="a room of a running daemon")
     add("--pid", type=count, help="the process behind --url: for its CPU time and memory")
+    add("--dialect", choices=DIALECTS, default="plain", help="what is spoken in the room (plain)")
+    add(
+        "--against",
+        choices=DIALECTS,
+        metavar="DIALECT",
+        help="measure that one, too, in turn with --dialect, and tell the ratio",
+    )
     add("--connections", type=count, default=100, metavar="N", help="subscribers in the room (100)")
     add(
         "--publishers",
         type=count,
         metavar="N",
-        help="of them, how many publish in turn (10, or all if fewer)",
+        help="how many publish in turn: of the connections in plain, besides them in centrifugo (10, or all if fewer)",
     )
     add("--mode", choices=MODES, default="rate", help="when to publish (rate)")
     add("--rate", type=seconds, default=20000, metavar="N", help="deliveries a second, in mode rate (20000)")
     add("--burst", type=count, default=64, metavar="N", help="publications in one send, in mode burst (64)")
     add(
         "--size",
-        type=_number(int, STAMP_SIZE, f"a whole number from {STAMP_SIZE}"),
-        default=100,
+        type=count,
         metavar="BYTES",
-        help="of a message (100)",
+        help="of a delivery's payload (100 in plain, 200 where centrifugo is measured)",
     )
     add("--seconds", type=seconds, default=5, help="to measure (5)")
     add(
@@ -285,8 +302,17 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--json", metavar="FILE", help="write the result there, too")
     add("--no-pin", action="store_true", help="don't pin the daemon to one core and the generator to another")
     options = parser.parse_args(arguments)
+    measured = [DIALECTS[name] for name in (options.dialect, options.against) if name]
+    if options.against == options.dialect:
+        parser.error("argument --against: the same as --dialect")
+    if options.against and options.target:
+        parser.error("argument --against: not with --url, whose path belongs to one dialect")
+    least = max(dialect.size_min for dialect in measured)
+    options.size = options.size or max(dialect.size_default for dialect in measured)
+    if options.size < least:
+        parser.error(f"argument --size: a whole number from {least} expected, not '{options.size}'")
     options.publishers = options.publishers or min(10, options.connections)
-    if options.publishers > options.connections:
+    if options.publishers > options.connections and not all(dialect.publishers_apart for dialect in measured):
         parser.error("argument --publishers: more than --connections")
     if options.pid and not options.target:
         parser.error("argument --pid: only with --url")
@@ -312,10 +338,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "options": {**vars(options), "target": str(options.target or "own daemon")},
         "settings": {name: value for name, value in os.environ.items() if name.startswith("HUBBUB_")},
     }
-    results: list[Result] = []
+    names = [options.against, options.dialect] if options.against else [options.dialect]
+    results: dict[str, list[Result]] = {name: [] for name in names}
     status = 1
     try:
-        raise_file_limit(options.connections + 50)
+        raise_file_limit(options.connections + options.publishers + 50)
         cores = None if options.no_pin else two_cores()
         if cores:
             os.sched_setaffinity(0, {cores[1]})
@@ -329,17 +356,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "cores": os.cpu_count(),
             "pinned": cores,
         }
-        results.extend(repeat(options, number, cores) for number in range(options.repeat))
-        median = medians(results)
-        print(report(results, median))
-        outcome.update(ok=True, median=median)
+        rows: dict[str, Result] = {}
+        for number in range(options.repeat):
+            for name in names:
+                results[name].append(repeat(options, name, number, cores))
+                rows[f"{name} {number + 1}" if options.against else f"{number + 1}"] = results[name][-1]
+        middle = {name: medians(results[name]) for name in names}
+        for name, median in middle.items():
+            rows[f"{name} median" if options.against else "median"] = median
+        outcome.update(ok=True, median=middle[options.dialect])
+        ratio = None
+        if options.against:
+            ratio = ratios(middle[options.dialect], middle[options.against])
+            outcome.update(
+                ratio=ratio, against={"median": middle[options.against], "repeats": results[options.against]}
+            )
+        print(report(rows, ratio))
         status = 0
     except (BenchError, OSError) as error:
         print(f"fanout.py: no result: {error}", file=sys.stderr)
         outcome["error"] = str(error)
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({**outcome, "repeats": results}, file, indent=2)
+            json.dump({**outcome, "repeats": results[options.dialect]}, file, indent=2)
             file.write("\n")
     return status
 

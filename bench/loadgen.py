@@ -19,27 +19,22 @@ import sys
 import tempfile
 import time
 from array import array
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import NamedTuple
 
+from dialects import CLOSE, STAMP, TEXT, BenchError, Dialect, parse_frames
+
 if sys.platform != "linux":
     sys.exit("the benchmarks need Linux (epoll, MSG_TRUNC, /proc)")
 
-TEXT = 0x81  # the first byte of a whole text frame
-CLOSE = 0x88
-STAMP = b"%09d %04d %015d "  # sequence number, publisher, nanoseconds: how every payload begins
-STAMP_SIZE = len(STAMP % (0, 0, 0))
 GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 clock = time.perf_counter_ns
 _DISCARD_MAX, _KEEP_MAX = 1 << 20, 1 << 16
 _discarded = bytearray(_DISCARD_MAX)  # MSG_TRUNC drops bytes without ever writing here
-
-
-class BenchError(Exception):
-    """There is no result, or it fails its check; the text says why."""
 
 
 # The machine: open files, cores, CPU time, memory.
@@ -156,36 +151,15 @@ class Daemon:
 # Connections.
 
 
-def frame_header(size: int, mask_key: bytes = b"") -> bytes:
-    """What precedes the payload of a whole text frame; with a mask key, as a client must send it."""
-    bit = 0x80 if mask_key else 0
-    if size < 126:
-        return bytes([TEXT, bit | size]) + mask_key
-    if size < 1 << 16:
-        return bytes([TEXT, bit | 126]) + size.to_bytes(2, "big") + mask_key
-    return bytes([TEXT, bit | 127]) + size.to_bytes(8, "big") + mask_key
-
-
-def parse_frames(stream: bytes) -> Iterator[tuple[int, bytes]]:
-    """The whole frames a server sent: first byte (FIN and opcode) and payload."""
-    at = 0
-    while at + 2 <= len(stream):
-        start, size = at + 2, stream[at + 1]
-        if size & 0x80:
-            raise BenchError(f"the frame at byte {at} is masked, as a server's must not be")
-        if size >= 126:
-            start += 2 if size == 126 else 8
-            size = int.from_bytes(stream[at + 2 : start], "big")
-        if start + size > len(stream):
-            return
-        yield stream[at], stream[start : start + size]
-        at = start + size
-
-
 def connect_all(
-    target: Target, count: int, deadline: int, progress: Progress, in_flight: int = 100
+    target: Target,
+    count: int,
+    deadline: int,
+    progress: Progress,
+    join: Callable[[socket.socket], None],
+    in_flight: int = 100,
 ) -> list[socket.socket]:
-    """Open WebSocket connections, a batch at a time so that the accept queue is never overrun."""
+    """Open WebSocket connections, a batch at a time so that the accept queue is never overrun, and `join` with each."""
     sockets: list[socket.socket] = []
     try:
         while len(sockets) < count:
@@ -202,8 +176,10 @@ def connect_all(
                 )
             for index, key in zip(batch, keys, strict=True):
                 _finish_handshake(sockets[index], key)
+                join(sockets[index])
+                sockets[index].setblocking(False)
             progress.show("connecting", len(sockets) / count)
-    except (OSError, BenchError) as error:
+    except (OSError, ValueError, LookupError, BenchError) as error:  # of these, two are of an answer that isn't one
         close_all(sockets)
         raise BenchError(f"connecting, with {len(sockets)} of {count} open: {error}") from error
     return sockets
@@ -218,7 +194,6 @@ def _finish_handshake(connection: socket.socket, key: str) -> None:
     accepted = hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()
     if not answer.startswith(b"HTTP/1.1 101 ") or base64.b64encode(accepted) not in answer:
         raise BenchError(f"the handshake was answered by {answer.splitlines()[0].decode(errors='replace')!r}")
-    connection.setblocking(False)
 
 
 def close_all(sockets: Sequence[socket.socket]) -> None:
@@ -272,6 +247,28 @@ class Subscriber:
             del self.unsent[: self.socket.send(self.unsent)]
 
 
+class Publisher(Subscriber):
+    """A connection that publishes and isn't in the room. What it is answered is kept, and is no delivery."""
+
+    __slots__ = ()
+
+    def __init__(self, index: int, connection: socket.socket) -> None:
+        super().__init__(index, connection, sampled=True)
+
+    @property
+    def answers(self) -> int:
+        """How many answers came."""
+        return self.kept.count(b'{"id":')
+
+    def receive(self) -> int:
+        """Take in all that is there; a refusal is told at once, as nobody will get what was refused."""
+        start = max(0, len(self.kept) - 8)
+        super().receive()
+        if b'"error":' in self.kept[start:]:
+            raise BenchError(f"publisher {self.index} was refused: {bytes(self.kept[start:])[:200]!r}")
+        return 0
+
+
 # The loop, and the checks.
 
 
@@ -288,22 +285,30 @@ class Run:
 class Collector:
     """All subscribers of a room, read in one busy-polled loop, and what was published to them.
 
-    With up to 32 subscribers all are sampled, else `sampled` of them; of the rest only bytes are counted.
+    With up to 32 subscribers all are sampled, else `sampled` of them; of the rest only bytes are counted. Who publishes
+    is in the room, unless there are `publishers` apart.
     """
 
     def __init__(
-        self, sockets: Sequence[socket.socket], size: int, deadline: int, progress: Progress, sampled: int = 8
+        self,
+        sockets: Sequence[socket.socket],
+        publishers: Sequence[socket.socket],
+        dialect: Dialect,
+        deadline: int,
+        progress: Progress,
+        sampled: int = 8,
     ) -> None:
         last = len(sockets) - 1
         chosen = range(last + 1) if last < 32 else {i * last // (sampled - 1) for i in range(sampled)}
         self.subscribers = [Subscriber(i, connection, i in chosen) for i, connection in enumerate(sockets)]
-        self._by_fd = {one.socket.fileno(): one for one in self.subscribers}
+        self._apart = [Publisher(i, connection) for i, connection in enumerate(publishers)]
+        self._publishers: Sequence[Subscriber] = self._apart or self.subscribers
+        self._by_fd = {one.socket.fileno(): one for one in (*self.subscribers, *self._apart)}
         self._epoll = select.epoll()
         for fd in self._by_fd:
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
-        self._header, self._size = frame_header(size, mask_key=bytes(4)), size
-        self._delivery_size = len(frame_header(size)) + size
-        self._deadline, self._progress = deadline, progress
+        self._dialect, self._deadline, self._progress = dialect, deadline, progress
+        self._published = 0
         self.begin("", 1)
 
     def __enter__(self) -> Collector:
@@ -315,11 +320,12 @@ class Collector:
     def begin(self, label: str, seconds: float) -> None:
         """A new run: nothing published, nothing received."""
         self._label, self._planned_ns, self._next_tick = label, seconds * 1e9, 0
+        self._dialect.begin(self._published)
         self._sent: list[bytes] = []
         self._behind: set[Subscriber] = set()
         self._published = self.received = 0
-        for subscriber in self.subscribers:
-            subscriber.forget()
+        for one in self._by_fd.values():
+            one.forget()
         self.start()
 
     def start(self) -> None:
@@ -332,13 +338,14 @@ class Collector:
 
     def frame(self, publisher: int, at: int) -> bytes:
         """The next publication, to be published at a time after the start, as a frame."""
-        self._sent.append((STAMP % (len(self._sent), publisher, at)).ljust(self._size, b"x"))
-        return self._header + self._sent[-1]
+        message = (STAMP % (len(self._sent), publisher, at)).ljust(self._dialect.message_size, b"x")
+        self._sent.append(message)
+        return self._dialect.frame(message)
 
     def publish(self, publisher: int, frames: bytes, count: int = 1) -> None:
         """Send one or more frames, in one go."""
         self._published += count
-        subscriber = self.subscribers[publisher]
+        subscriber = self._publishers[publisher]
         subscriber.send(frames)
         if subscriber.unsent:
             self._behind.add(subscriber)
@@ -363,62 +370,89 @@ class Collector:
 
     def drain(self) -> None:
         """Collect until everyone has everything published."""
-        due = self._published * self._delivery_size * len(self.subscribers)
+        due = self._dialect.due(self._published) * len(self.subscribers)
         while self.received < due:
             self.collect()
 
     def settle(self) -> None:
-        """Collect until nothing has come for 50 ms."""
+        """Collect until nothing has come for 50 ms, and publishers apart have their answers."""
         received, until = -1, 0
         while received != self.received or clock() < until:
             if received != self.received:
                 received, until = self.received, clock() + 50_000_000
             self.collect()
+        while self._apart and sum(one.answers for one in self._apart) < self._published:
+            self.collect()
 
     def finish(self) -> Run:
         """Check the run: complete, verbatim, in one order."""
         streams = {one.index: bytes(one.kept) for one in self.subscribers if one.sampled}
-        order, faults = check_order(streams, self._sent)
+        order, faults = check_order(streams, self._sent, self._dialect)
         if faults := self._count_faults() + faults:
             raise BenchError("\n".join(_first(faults)))
         intended = [int(self._sent[number][15:30]) for number in order]
+        ends = self._ends()
         latencies: list[float] = []
         for subscriber in self.subscribers:
             position = 0
             for at, total in zip(subscriber.times, subscriber.totals, strict=True):
-                complete = total // self._delivery_size
+                complete = bisect_right(ends, total, position)
                 latencies += [(at - self._started - due) / 1e6 for due in intended[position:complete]]
                 position = complete
         seconds = (max(s.times[-1] for s in self.subscribers) - self._started) / 1e9
         return Run(len(order), len(latencies), seconds, sorted(latencies))
 
+    def _ends(self) -> list[int]:
+        """Of each publication: how many bytes a subscriber has once it has that."""
+        return [self._dialect.due(count + 1) for count in range(self._published)]
+
     def _count_faults(self) -> list[str]:
-        size, faults = self._delivery_size, []
-        due = self._published * size
+        due, faults = self._dialect.due(self._published), []
+        sizes = {self._dialect.due(1), due - self._dialect.due(self._published - 1)} if due else {0}
+        size = " to ".join(map(str, sorted(sizes)))
         for subscriber in self.subscribers:
             if lack := due - subscriber.received:
                 what = f"lacks {lack}" if lack > 0 else f"has {-lack} too many"
                 faults.append(f"connection {subscriber.index} {what} of {due} bytes ({size} a delivery)")
+        return faults + self._answer_faults()
+
+    def _answer_faults(self) -> list[str]:
+        faults, count = [], 0
+        for publisher in self._apart:
+            name = b"%04d" % publisher.index
+            mine = (number for number, message in enumerate(self._sent) if message[10:14] == name)
+            answers = list(self._dialect.answers(bytes(publisher.kept)))
+            count += len(answers)
+            wrong = next((f"{a}, not {n}" for a, n in zip_longest(answers, mine) if a not in (n, None)), None)
+            if wrong:
+                faults.append(f"publisher {publisher.index} was answered {wrong}")
+        if self._apart and count != self._published:
+            faults.append(f"publishers have {count} answers to {self._published} publications")
         return faults
 
     def _farewell(self, subscriber: Subscriber) -> str:
         frames = parse_frames(bytes(subscriber.kept))
         code = next((int.from_bytes(payload[:2], "big") for first, payload in frames if first == CLOSE), None)
-        return (
-            f"connection {subscriber.index} was closed by the server ({code or 'no'} close code seen) "
-            f"with {subscriber.received // self._delivery_size} of {self._published} publications delivered"
-        )
+        delivered = bisect_right(self._ends(), subscriber.received)
+        who, what = "connection", f"{delivered} of {self._published} publications delivered"
+        if isinstance(subscriber, Publisher):
+            who, what = "publisher", f"{subscriber.answers} answered"
+        return f"{who} {subscriber.index} was closed by the server ({code or 'no'} close code seen) with {what}"
 
 
-def check_order(streams: Mapping[int, bytes], sent: Sequence[bytes]) -> tuple[list[int], list[str]]:
+def check_order(streams: Mapping[int, bytes], sent: Sequence[bytes], dialect: Dialect) -> tuple[list[int], list[str]]:
     """The order in which the sampled subscribers saw the publications, and all that is wrong with it."""
     numbers = {payload: number for number, payload in enumerate(sent)}
     faults, order = [], []
 
     def parse(stream: bytes) -> Iterator[int | str]:
-        for first, payload in parse_frames(stream):
-            known = numbers.get(payload) if first == TEXT else None
-            yield f"a frame never published ({first:#x} {payload[:40]!r})" if known is None else known
+        for position, (first, payload) in enumerate(parse_frames(stream)):
+            message = dialect.message(position, payload) if first == TEXT else b""
+            if isinstance(message, str):
+                yield message
+            else:
+                known = numbers.get(message)
+                yield f"a frame never published ({first:#x} {payload[:40]!r})" if known is None else known
 
     common = Counter(streams.values()).most_common(1)[0][0]
     model = next(index for index, stream in streams.items() if stream == common)

@@ -40,7 +40,7 @@ ATTEMPTS = 4
 """A machine that does something else at the same time spoils a measurement."""
 
 DEFAULTS = {name: getattr(Settings(), name) for name in UNHURRIED}
-SOON_GONE = {"history_seconds_max": 0.2, "close_seconds_max": 2.0}
+SOON_GONE = {"history_seconds_max": 0.2, "history_meta_seconds_max": 0.2, "close_seconds_max": 2.0}
 """Lest each attack be waited for: longer than an attack, so during it nothing is as it wouldn't be by default."""
 ENDED = {
     "empty fragments": End.TOO_MANY_FRAGMENTS,
@@ -120,7 +120,7 @@ async def test_bystanders_go_on(name: str) -> None:
 
 async def _attempt(name: str) -> tuple[float, float]:
     """Run the attack once, check everything but the pace; return the bystanders' p99 without and with it."""
-    with open_daemon(log_level="warning", **SOON_GONE, history_meta_seconds_max=0.2, **DEFAULTS) as daemon:
+    with open_daemon(log_level="warning", **SOON_GONE, **DEFAULTS) as daemon:
         async with open_peer(daemon.port, "/chat/quiet") as talker, open_peer(daemon.port, "/chat/quiet") as listener:
             bystanders = Bystanders(talker, listener)
             before = await _read_base_line(daemon)
