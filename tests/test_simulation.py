@@ -19,6 +19,7 @@ from hubbub.connection.wire import Wire
 from hubbub.core.rooms import Rooms
 from hubbub.hub.inbox import Inbox
 from hubbub.model.end import End
+from hubbub.model.publication import Position
 from hubbub.model.subscriber import Subscriber
 from simulation.world import WorldError, run_seeded, run_world
 
@@ -119,8 +120,10 @@ def join_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was waiting in a room when a subscriber joined is handed out to it, too (rule 2 of the hub's state)."""
     subscribe = Rooms.subscribe
 
-    def mutant(self: Rooms, subscriber: Subscriber, name: str, *, waiting: int = 0, watches: bool = False) -> None:
-        subscribe(self, subscriber, name, watches=watches)
+    def mutant(
+        self: Rooms, subscriber: Subscriber, name: str, top: Position, *, waiting: int = 0, watches: bool = False
+    ) -> None:
+        subscribe(self, subscriber, name, top, watches=watches)
 
     monkeypatch.setattr(Rooms, "subscribe", mutant)
 

@@ -218,7 +218,6 @@ class Connection:
     def lose(self, room: str, loss: Loss) -> None:
         """Tell the peer that it isn't in the room any more; a connection that has no words for that ends."""
         if self.ended is None:
-            self.flush()
             told = self.conversation.lose(room, loss)
             if isinstance(told, End):
                 self.end(told)

@@ -21,18 +21,18 @@ class Room:
     Attributes:
         watchers: who is told of joins and leaves.
         newcomers: who has joined since the room last handed out, and how much was waiting then: it isn't theirs.
-        top: of what has been handed out; None before the first time.
+        top: of what has been handed out; in the beginning, the room's when it was opened.
     """
 
     __slots__ = ("groups", "name", "newcomers", "occupancy", "top", "watchers")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, top: Position) -> None:
         self.name = name
         self.groups: dict[Encoder, dict[Subscriber, Offer]] = {}
         self.occupancy = 0
         self.watchers: set[Subscriber] = set()
         self.newcomers: dict[Subscriber, int] = {}
-        self.top: Position | None = None
+        self.top = top
 
     def __contains__(self, subscriber: Subscriber) -> bool:
         return subscriber in self.groups.get(subscriber.encoder, ())
@@ -83,16 +83,19 @@ class Rooms:
         """Return the names of the rooms that the subscriber is in, in the order in which it joined them."""
         return list(self._rooms_of.get(subscriber, ()))
 
-    def subscribe(self, subscriber: Subscriber, name: str, *, waiting: int = 0, watches: bool = False) -> None:
+    def subscribe(
+        self, subscriber: Subscriber, name: str, top: Position, *, waiting: int = 0, watches: bool = False
+    ) -> None:
         """Add the subscriber to the room, opening it if need be; nothing changes if it is there already.
 
         Args:
+            top: the room's position now.
             waiting: how much waits there to be handed out, none of it for the newcomer.
             watches: whether it is told of joins and leaves.
         """
         room = self._rooms.get(name)
         if room is None:
-            room = self._rooms[name] = Room(name)
+            room = self._rooms[name] = Room(name, top)
         group = room.groups.setdefault(subscriber.encoder, {})
         if subscriber in group:
             return

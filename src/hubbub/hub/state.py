@@ -124,7 +124,7 @@ class Hub:
         """
         if type(command) is Unsubscribe:
             return self._owes_ack or command.room in self._waiting
-        return type(command) is Subscribe and self._owes_ack
+        return self._owes_ack and (type(command) is Subscribe or (type(command) is Tell and command.ends))
 
     def carry_out(self, command: Command, now: float) -> None:
         """Carry out any other command, and answer it."""
@@ -199,22 +199,24 @@ class Hub:
 
     def _publish(self, command: Publish, now: float) -> Answer:
         room, key = command.room, command.idempotency_key
-        if self._settings.namespace(room) is None:
+        namespace = self._settings.namespace(room)
+        if namespace is None:
             return Refused(Refusal.UNKNOWN_NAMESPACE)
         scope = ""
         if key:
             scope = f"user {command.publisher.user}" if command.publisher is not None else "server"
             first = self._results.find(room, scope, key, now)
             if first is not None:
-                return Published(first)
+                return Published(first if namespace.history_size else None)
             if not self._results.has_room(room, now):
                 return Refused(Refusal.TOO_MANY_KEYS)
         publication = self._engine.append(room, command.data, command.kind, now, command.publisher)
         self._publications += 1
         if key:
             self._results.remember(room, scope, key, publication.position, now)
-        self._happen(room, publication)
-        self._waiting_bytes[room] = self._waiting_bytes.get(room, 0) + len(command.data)
+        if room in self._rooms:
+            self._happen(room, publication)
+            self._waiting_bytes[room] = self._waiting_bytes.get(room, 0) + len(command.data)
         if command.reply is None:
             return DONE
         return Published(publication.position if publication.stored else None)
@@ -239,8 +241,9 @@ class Hub:
         answer = self._joined(command, recoverable, now)
         if command.insist and command.since is not None and not answer.recovered:
             return Refused(Refusal.UNRECOVERABLE)
-        watches = namespace.join_leave and (namespace.force_join_leave or command.joins)
-        self._rooms.subscribe(subscriber, name, waiting=len(self._waiting.get(name, ())), watches=watches)
+        watches = namespace.join_leave and command.joins is not None and (namespace.force_join_leave or command.joins)
+        waiting = len(self._waiting.get(name, ()))
+        self._rooms.subscribe(subscriber, name, answer.position, waiting=waiting, watches=watches)
         positioned = recoverable or namespace.force_positioning or command.positioned
         return msgspec.structs.replace(answer, positioned=positioned, recoverable=recoverable)
 
@@ -308,7 +311,7 @@ class Hub:
     def _deliveries_of(self, room: Room, events: list[Publication | Presence]) -> list[Delivery]:
         newcomers, room.newcomers = room.newcomers, {}
         publications = [event for event in events if type(event) is Publication]
-        if publications and not self._follows(room, publications[0]):
+        if publications and not self._follows(room, publications):
             self._gaps += 1
             self._lose_all(room.name, Loss.GAP)
             return []
@@ -333,9 +336,13 @@ class Hub:
                     self._deliveries += len(heard) * len(offers)
         return deliveries
 
-    def _follows(self, room: Room, first: Publication) -> bool:
-        top = room.top
-        return top is None or (first.epoch == top.epoch and first.offset == top.offset + 1)
+    def _follows(self, room: Room, publications: list[Publication]) -> bool:
+        first, last, top = publications[0], publications[-1], room.top
+        return (
+            first.epoch == last.epoch == top.epoch
+            and first.offset == top.offset + 1
+            and last.offset == top.offset + len(publications)
+        )
 
     def _end_room(self, name: str) -> Refused:
         log.exception("room ended by an internal error", room=name)

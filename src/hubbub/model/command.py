@@ -126,7 +126,8 @@ class Subscribe(_Question, frozen=True):
         history: how many of the last publications to give along.
         since: where the asker was, to recover what it has missed.
         insist: whether to refuse where that can't be recovered.
-        positioned, recoverable, joins: what it would like to have; `joins`: to be told of joins and leaves.
+        positioned, recoverable: what it would like to have.
+        joins: whether it would like to be told of joins and leaves; None: it has no words for them.
     """
 
     history: int = 0
@@ -134,7 +135,7 @@ class Subscribe(_Question, frozen=True):
     insist: bool = False
     positioned: bool = False
     recoverable: bool = False
-    joins: bool = False
+    joins: bool | None = None
 
 
 class Unsubscribe(_Question, frozen=True):
@@ -160,10 +161,14 @@ class ReadPresence(_Question, frozen=True):
 
 
 class Tell(msgspec.Struct, frozen=True):
-    """Call `act` when it is this command's turn: what a connection is to be told after its earlier replies."""
+    """Call `act` when it is this command's turn: what a connection is to be told after its earlier replies.
+
+    `ends`: that is the end of it, so what it still has to hear comes before.
+    """
 
     asker: "Subscriber"
     act: Callable[[], None]
+    ends: bool = False
 
     @property
     def size_bytes(self) -> int:

@@ -140,7 +140,7 @@ class Conversation:
         except _FatalError as fatal:
             self._state = State.OVER
             end, detail = fatal.end, fatal.detail
-            commands.append(Tell(self._subscriber, lambda: self._subscriber.evict(end, detail)))
+            commands.append(Tell(self._subscriber, lambda: self._subscriber.evict(end, detail), ends=True))
         return commands
 
     def replies(self) -> bytes:
