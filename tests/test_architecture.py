@@ -38,7 +38,9 @@ WAITS = {
     "hub.inbox.Inbox.put": {"park", "send"},
     "hub.inbox.Inbox.take": {"receive"},
     # The reader: for the peer, for the 101, and for the session, which waits for the inbox.
-    "connection.session.Session.receive": {"_wait", "put"},
+    "connection.session.Session.receive": {"_put_question", "_wait", "put"},
+    # For the last large answer: the hub's, which waits for nobody, and the writer's, which has a deadline.
+    "connection.session.Session._put_question": {"flushed", "put", "wait"},
     "connection.session.Session.receive_fragment": {"_wait"},
     "connection.session.Session._wait": {"sleep_forever"},  # as long as it is over its rates
     "connection.wire.Wire.receive_some": {

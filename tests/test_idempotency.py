@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hubbub.config import Settings
-from hubbub.core.idempotency import DEAD_MIN, Results
+from hubbub.core.idempotency import Results
 from hubbub.model.publication import Position
 
 
@@ -69,33 +69,6 @@ def test_what_is_full_refuses() -> None:
     assert len(results) == 2
 
 
-def test_a_lost_room_takes_its_results_along() -> None:
-    """The same key is new then; and what the old one leaves behind neither counts nor ends the new one."""
-    results = make_results(idempotency_keys_total_max=1, idempotency_seconds_max=10.0)
-    results.remember("room", "ann", "key", Position("old", 1), 0.0)
-    results.forget("room")
-    results.forget("room")
-    assert results.find("room", "ann", "key", 0.0) is None
-    assert results.has_room("room", 0.0)
-    results.remember("room", "ann", "key", Position("new", 1), 6.0)
-    results.expire(12.0)
-    assert results.find("room", "ann", "key", 12.0) == Position("new", 1)
-    assert len(results) == 1
-
-
-def test_losing_rooms_leaves_nothing_behind() -> None:
-    """However often it happens within the time."""
-    results = make_results()
-    fill(results, "kept", 10)
-    for number in range(10_000):
-        fill(results, f"room {number}", 3)
-        results.forget(f"room {number}")
-    assert len(results) == 10
-    assert len(results._order) <= 2 * 10 + DEAD_MIN
-    results.expire(1e9)
-    assert (len(results), len(results._order), len(results._rooms)) == (0, 0, 0)
-
-
 KEYS = st.tuples(st.sampled_from(["north", "south"]), st.sampled_from(["ann", "bob"]), st.sampled_from("abc"))
 
 
@@ -137,11 +110,6 @@ class Retries(RuleBasedStateMachine):
         if expire:
             self.results.expire(self.now)
             assert len(self.results) == len(self.current())
-
-    @rule(room=st.sampled_from(["north", "south"]))
-    def lose(self, room: str) -> None:
-        self.results.forget(room)
-        self.known = {name: result for name, result in self.known.items() if name[0] != room}
 
     @rule(seconds=st.sampled_from([2.0, 10.0]), keys=st.integers(1, 4))
     def reload(self, seconds: float, keys: int) -> None:

@@ -166,6 +166,9 @@ class Settings(Namespace, kw_only=True):
     message_commands_max: Annotated[
         Count, Meta(description="Commands in one message of the structured dialect: eight for each of its rooms.")
     ] = 1_024
+    message_depth_max: Annotated[
+        Count, Meta(description="Arrays and objects in each other in what is published; readers recurse, too.")
+    ] = 128
     control_frames_per_second_max: Annotated[
         Count, Meta(description="Pings and pongs; a browser sends one pong a ping, so this is no limit for it.")
     ] = 10

@@ -175,7 +175,7 @@ class Connection:
         self.outbox = Outbox(transport, nursery, settings, services.outboxes, self.end)
         self.offer: Callable[[bytes, int], None] = self.outbox.offer  # bound once: called for each delivery
         self.session = Session(
-            self.conversation, services.inbox, services.occupancy, settings, services.count_pause, self.end
+            self.conversation, services.inbox, self.outbox, services.occupancy, settings, services.count_pause, self.end
         )
         self.wire = Wire(
             transport,
@@ -213,6 +213,7 @@ class Connection:
     def flush(self) -> None:
         """Send the replies that have been given, unless the connection is ending."""
         if self.ended is None and (frame := self.conversation.replies()):
+            self.session.charge(len(frame))
             self.outbox.offer_history(frame, 1)  # it has asked for it, and an answer may be a whole history
 
     def lose(self, room: str, loss: Loss) -> None:

@@ -8,20 +8,24 @@ Rules:
    slows it down. What has been read is never dropped for its rate.
 2. A publication counts by how many get it: in a room k times `rate_occupancy`, k times. A fragment of a message
    counts as a publication, since it costs as much as one in a small room, and so does any other command; to ask who
-   is in a room counts by how many are.
-3. A peer that is over its rates for `rate_seconds_max` on end is disconnected.
+   is in a room counts by how many are, and so do joining and leaving where that is told. Answers count by size.
+3. One answer at a time, where it may be large: who comes back to a hundred rooms gets the second history when the
+   first has left. So its outbox isn't filled by what it has asked for itself.
+4. A peer that is over its rates for `rate_seconds_max` on end is disconnected.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import structlog
 import trio
 
 from hubbub.config import Settings
+from hubbub.connection.outbox import Outbox
 from hubbub.core.rate import Bucket
 from hubbub.dialects.base import Conversation
 from hubbub.hub.inbox import Inbox
-from hubbub.model.command import Publish, ReadPresence
+from hubbub.model.command import Command, Publish, ReadHistory, ReadPresence, Subscribe, Tell, Unsubscribe
 from hubbub.model.end import End
 
 log = structlog.get_logger()
@@ -33,6 +37,7 @@ class Session:
     Args:
         conversation: the dialect's side: messages to commands.
         inbox: the hub's.
+        outbox: this peer's.
         occupancy: how many are in a room.
         settings: the rates.
         on_pause: called each time that the rates make it pause.
@@ -40,12 +45,14 @@ class Session:
     """
 
     __slots__ = (
+        "_answered",
         "_bytes",
         "_conversation",
         "_inbox",
         "_occupancy",
         "_on_end",
         "_on_pause",
+        "_outbox",
         "_paced",
         "_pause",
         "_publications",
@@ -57,6 +64,7 @@ class Session:
         self,
         conversation: Conversation,
         inbox: Inbox,
+        outbox: Outbox,
         occupancy: Callable[[str], int],
         settings: Settings,
         on_pause: Callable[[], None],
@@ -65,6 +73,7 @@ class Session:
         now = trio.current_time()
         self._conversation = conversation
         self._inbox = inbox
+        self._outbox = outbox
         self._occupancy = occupancy
         self._settings = settings
         self._on_pause = on_pause
@@ -72,6 +81,7 @@ class Session:
         self._publications = Bucket(settings.publications_per_second_max, settings.publications_burst_max, now)
         self._bytes = Bucket(settings.publication_bytes_per_second_max, settings.publication_bytes_burst_max, now)
         self._paced = True
+        self._answered: trio.Event | None = None  # whether the last large question has been
         self._pause: trio.CancelScope | None = None
         self.handing_over = False  # waiting for the hub, or for its rates: then silence is our doing, not the peer's
 
@@ -84,16 +94,21 @@ class Session:
             self._on_end(End.INTERNAL_ERROR)
             return
         self.handing_over = True
+        unpaid = float(len(data))  # what isn't published has been read all the same
         for command in commands:
-            await self._inbox.put(command)
-            weight, size = 1.0, 0.0
-            if isinstance(command, Publish | ReadPresence):
-                weight = max(1.0, self._occupancy(command.room) / self._settings.rate_occupancy)
-            if isinstance(command, Publish):
-                size = len(command.data) * weight
-            if seconds := self._owed(weight, size):
+            if asks_for_much(command):
+                await self._put_question(command)
+            else:
+                await self._inbox.put(command)
+            weight, size = self._weigh(command)
+            if seconds := self._owed(weight, max(size, unpaid)):
                 await self._wait(seconds)
+            unpaid = 0.0
         self.handing_over = False
+
+    def charge(self, answered_bytes: int) -> None:
+        """Count what the peer was answered: as much as the largest message may hold is as a publication."""
+        self._publications.spend(answered_bytes / self._settings.message_bytes_max)
 
     async def receive_fragment(self) -> None:
         """Count a frame that is only a part of a message; waits as the rules say."""
@@ -107,6 +122,34 @@ class Session:
         self._paced = False
         if self._pause is not None:
             self._pause.cancel()
+
+    def _weigh(self, command: Command) -> tuple[float, float]:
+        """Return as how many publications and bytes a command counts."""
+        if isinstance(command, Publish):
+            weight = self._crowd(command.room)
+            return weight, len(command.data) * weight
+        if isinstance(command, ReadPresence):
+            return self._crowd(command.room), 0.0
+        if isinstance(command, Subscribe | Unsubscribe):
+            namespace = self._settings.namespace(command.room)
+            if namespace is not None and namespace.join_leave:
+                return self._crowd(command.room), 0.0
+        return 1.0, 0.0
+
+    def _crowd(self, room: str) -> float:
+        return max(1.0, self._occupancy(room) / self._settings.rate_occupancy)
+
+    async def _put_question(self, command: Command) -> None:
+        """Ask for something large once what was asked for before has been answered, and has left."""
+        if self._answered is not None and self._paced:
+            with trio.CancelScope() as self._pause, contextlib.suppress(trio.BrokenResourceError):
+                await self._answered.wait()
+                await self._outbox.flushed()
+            self._pause = None
+        await self._inbox.put(command)
+        self._answered = answered = trio.Event()
+        assert command.asker is not None
+        await self._inbox.put(Tell(command.asker, answered.set))
 
     def _owed(self, weight: float, weighted_bytes: float) -> float:
         """Return how long to pause for what counts as so many publications and bytes."""
@@ -129,3 +172,13 @@ class Session:
         with trio.move_on_after(seconds) as self._pause:
             await trio.sleep_forever()
         self._pause = None
+
+
+def asks_for_much(command: Command) -> bool:
+    """Return whether the answer may be large."""
+    match command:
+        case Subscribe():
+            return command.since is not None
+        case ReadHistory():
+            return command.limit != 0
+    return isinstance(command, ReadPresence)

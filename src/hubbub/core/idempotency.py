@@ -5,19 +5,17 @@ Rules:
 2. A result is kept for `idempotency_seconds_max`, never shorter and never returned later. Nothing makes way: when
    a room has `idempotency_keys_max` keys, or all have `idempotency_keys_total_max`, `has_room` says no until
    some are due, and the publish has to be refused.
-3. When a room's history is lost, so are its results: they are positions of an epoch that is no more.
+3. That a room's history is lost changes nothing: the first publish did happen, and a repeat isn't to happen again.
 4. Everything costs by what is added or goes, not by what is kept: the results stand in the order of their times.
 """
 
+import sys
 from collections import deque
 
 import msgspec
 
 from hubbub.config import Settings
 from hubbub.model.publication import Position
-
-DEAD_MIN = 64
-"""How many results of forgotten rooms may stand in the order at least before they are cleared away."""
 
 
 class _Result(msgspec.Struct, frozen=True, gc=False):
@@ -37,11 +35,10 @@ class Results:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._rooms: dict[str, dict[tuple[str, str], _Result]] = {}
-        self._order: deque[_Result] = deque()  # by time; also those that were forgotten since
-        self._count = 0
+        self._order: deque[_Result] = deque()  # by time
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._order)
 
     def find(self, room: str, scope: str, key: str, now: float) -> Position | None:
         """Return what the key came to; None if it is new."""
@@ -54,7 +51,7 @@ class Results:
         self.expire(now)
         settings = self._settings
         return (
-            self._count < settings.idempotency_keys_total_max
+            len(self._order) < settings.idempotency_keys_total_max
             and len(self._rooms.get(room, ())) < settings.idempotency_keys_max
         )
 
@@ -64,34 +61,19 @@ class Results:
         results = self._rooms.setdefault(room, {})
         if (scope, key) in results:
             return  # the first result stands
-        result = results[scope, key] = _Result(room, (scope, key), position, now)
+        name = sys.intern(scope), key  # one string for all keys of a room or a scope
+        result = results[name] = _Result(sys.intern(room), name, position, now)
         self._order.append(result)
-        self._count += 1
-
-    def forget(self, room: str) -> None:
-        """Lose the results of a room whose history is lost."""
-        results = self._rooms.pop(room, None)
-        if results is None:
-            return
-        self._count -= len(results)
-        if len(self._order) > 2 * self._count + DEAD_MIN:
-            self._order = deque(result for result in self._order if self._is_kept(result))
 
     def expire(self, now: float) -> None:
         """Let go of what is due."""
         due = self._due(now)
         while self._order and self._order[0].time < due:
             result = self._order.popleft()
-            if self._is_kept(result):
-                results = self._rooms[result.room]
-                del results[result.name]
-                self._count -= 1
-                if not results:
-                    del self._rooms[result.room]
+            results = self._rooms[result.room]
+            del results[result.name]
+            if not results:
+                del self._rooms[result.room]
 
     def _due(self, now: float) -> float:
         return now - self._settings.idempotency_seconds_max
-
-    def _is_kept(self, result: _Result) -> bool:
-        results = self._rooms.get(result.room)
-        return results is not None and results.get(result.name) is result

@@ -20,17 +20,19 @@ class Room:
 
     Attributes:
         watchers: who is told of joins and leaves.
+        announced: of whom they have been told: when one of these goes, there is a leave.
         newcomers: who has joined since the room last handed out, and how much was waiting then: it isn't theirs.
         top: of what has been handed out; in the beginning, the room's when it was opened.
     """
 
-    __slots__ = ("groups", "name", "newcomers", "occupancy", "top", "watchers")
+    __slots__ = ("announced", "groups", "name", "newcomers", "occupancy", "top", "watchers")
 
     def __init__(self, name: str, top: Position) -> None:
         self.name = name
         self.groups: dict[Encoder, dict[Subscriber, Offer]] = {}
         self.occupancy = 0
         self.watchers: set[Subscriber] = set()
+        self.announced: set[Subscriber] = set()
         self.newcomers: dict[Subscriber, int] = {}
         self.top = top
 
@@ -47,6 +49,7 @@ class Room:
         if not group:
             del self.groups[subscriber.encoder]
         self.watchers.discard(subscriber)
+        self.announced.discard(subscriber)
         self.newcomers.pop(subscriber, None)
         self.occupancy -= 1
 

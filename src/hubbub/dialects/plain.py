@@ -26,9 +26,9 @@ DISCONNECTS = {
     End.TOO_MANY_FRAGMENTS: Disconnect(1008, "message has too many fragments"),
     End.TOO_MANY_CONTROL_FRAMES: Disconnect(1008, "too many control frames"),
     End.TOO_FAST: Disconnect(1008, "too many messages"),
+    End.NOT_PERMITTED: Disconnect(1008, "not permitted"),
     End.NO_PONG: Disconnect(1011, "no pong"),
     End.SLOW_CONSUMER: Disconnect(1013, "slow consumer"),
-    End.WRITE_STALL: Disconnect(1013, "slow consumer"),
     End.SHUTDOWN: Disconnect(1001, "server is shutting down"),
     End.ROOM_ENDED: Disconnect(1011, "room ended by an internal error"),
     End.INTERNAL_ERROR: Disconnect(1011, "internal error"),
@@ -52,8 +52,8 @@ class PlainDialect:
         return encode_frame(TEXT, data)
 
     def encode_presence(self, presence: Presence) -> bytes:
-        """Not told to plain clients: they have no words for it."""
-        raise NotImplementedError
+        """Plain clients have no words for it, and are never watchers."""
+        return b""
 
     def disconnect(self, end: End) -> Disconnect:
         """Return what the peer is told of this end."""
@@ -91,7 +91,7 @@ class PlainConversation:
 
     def receive(self, data: bytes, binary: bool) -> Sequence[Command]:
         """Return the one command that a message is: publish it."""
-        return (Publish(self.room, data, Kind.BINARY if binary else Kind.TEXT, self.member),)
+        return (Publish(self.room, data, Kind.BINARY if binary else Kind.TEXT, self.member, asker=self._subscriber),)
 
     def replies(self) -> bytes:
         """Nothing is ever replied."""

@@ -7,7 +7,8 @@ Rules:
    after: each publication once (P2).
 3. A leave takes effect at once: nothing is handed out to who has left, and nothing brings it back.
 4. What is handed out follows what was handed out before, or the room's subscribers are told that it doesn't (P2).
-5. An exception in a room's step ends that room, not the node: its subscribers are told, its history is lost.
+5. An exception in a room's step ends that room, not the node: its subscribers are told, its history is lost. One in
+   an answer ends the connection that it is for.
 6. Every question gets one answer. Answers wait in their asker until `flush`.
 """
 
@@ -19,8 +20,9 @@ import structlog
 from hubbub.config import Settings
 from hubbub.core.idempotency import Results
 from hubbub.core.recovery import recover
-from hubbub.core.rooms import Offer, Room, Rooms
+from hubbub.core.rooms import Room, Rooms
 from hubbub.engines.base import Engine
+from hubbub.hub.delivery import Delivery, deliver, deliver_to
 from hubbub.model.command import (
     Answer,
     Command,
@@ -38,8 +40,9 @@ from hubbub.model.command import (
     Tell,
     Unsubscribe,
 )
+from hubbub.model.end import End
 from hubbub.model.publication import Presence, Publication
-from hubbub.model.subscriber import Encoder, Loss, Subscriber
+from hubbub.model.subscriber import Loss, Subscriber
 
 PIECE_BYTES_MAX = 256 * 1024
 """What a room has accepted is handed out early once it is this much, so that no piece is far larger than
@@ -48,14 +51,6 @@ what an outbox may hold."""
 DONE = Done()
 
 log = structlog.get_logger()
-
-
-class Delivery(msgspec.Struct, frozen=True):
-    """One piece for many: `frames` complete frames, to be given to each of `offers`."""
-
-    data: bytes
-    frames: int
-    offers: list[Offer]
 
 
 class HubStatistics(msgspec.Struct, frozen=True):
@@ -115,6 +110,8 @@ class Hub:
         if command.reply is not None and command.asker is not None:
             self._owes_ack = True
             self._answer(command.asker, command.reply, answer)
+        elif type(answer) is Refused and command.asker is not None:
+            command.asker.evict(End.NOT_PERMITTED, answer.why.value)
         return self._waiting_bytes.get(command.room, 0) >= PIECE_BYTES_MAX
 
     def comes_after_what_waits(self, command: Command) -> bool:
@@ -122,21 +119,20 @@ class Hub:
 
         Who has published hears it before it hears that it was accepted, and joins or leaves after both.
         """
-        if type(command) is Unsubscribe:
-            return self._owes_ack or command.room in self._waiting
-        return self._owes_ack and (type(command) is Subscribe or (type(command) is Tell and command.ends))
+        if not self._owes_ack:
+            return False
+        return isinstance(command, Subscribe | Unsubscribe) or (isinstance(command, Tell) and command.ends)
 
     def carry_out(self, command: Command, now: float) -> None:
         """Carry out any other command, and answer it."""
         if isinstance(command, Tell):
-            self._answered[command.asker] = None
-            command.act()
+            self._answer(command.asker, lambda _: command.act(), DONE)
             return
         assert not isinstance(command, Publish)
         step = self._steps[type(command)]
         answer: Answer
         try:
-            answer = step(command, now)
+            answer = step(command, now) if not command.asker.gone else Refused(Refusal.STOPPING)
         except Exception:
             answer = self._end_room(command.room)
         if type(answer) is Refused:
@@ -144,8 +140,8 @@ class Hub:
         self._answer(command.asker, command.reply, answer)
         if type(command) is Subscribe:
             command.asker.flush()  # before anything of the room's
-            if isinstance(answer, Subscribed) and self._tells_joins(command.room):
-                self._happen(command.room, Presence(command.room, command.asker.member, joined=True))
+            if isinstance(answer, Subscribed):
+                self._announce(command.asker, command.room)
 
     def flush(self) -> None:
         """Let everyone send the answers that it has been given."""
@@ -226,8 +222,6 @@ class Hub:
         namespace = limits.namespace(name)
         if namespace is None:
             return Refused(Refusal.UNKNOWN_NAMESPACE)
-        if subscriber.gone:
-            return Refused(Refusal.STOPPING)
         room = self._rooms.get(name)
         if room is not None and subscriber in room:
             return Refused(Refusal.ALREADY_SUBSCRIBED)
@@ -259,6 +253,11 @@ class Hub:
         return Subscribed(past.position, missed or (), recovered=missed is not None)
 
     def _unsubscribe(self, command: Unsubscribe, now: float) -> Answer:
+        room = self._rooms.get(command.room)
+        if room is not None and command.asker in room and (waiting := self._waiting.get(command.room)):
+            delivery = deliver_to(room, command.asker, waiting)  # it was there when that happened
+            self._deliveries += delivery.publications
+            command.asker.offer(delivery.data, delivery.frames)
         self._part(command.asker, command.room)
         return DONE
 
@@ -296,17 +295,25 @@ class Hub:
         else:
             waiting.append(event)
 
-    def _part(self, subscriber: Subscriber, room: str) -> None:
-        if self._rooms.unsubscribe(subscriber, room) and room in self._rooms and self._tells_joins(room):
-            self._happen(room, Presence(room, subscriber.member, joined=False))
+    def _announce(self, subscriber: Subscriber, name: str) -> None:
+        namespace, room = self._settings.namespace(name), self._rooms.get(name)
+        if room is not None and namespace is not None and namespace.join_leave:
+            room.announced.add(subscriber)
+            self._happen(name, Presence(name, subscriber.member, joined=True))
 
-    def _tells_joins(self, room: str) -> bool:
-        namespace = self._settings.namespace(room)
-        return namespace is not None and namespace.join_leave
+    def _part(self, subscriber: Subscriber, name: str) -> None:
+        room = self._rooms.get(name)
+        announced = room is not None and subscriber in room.announced
+        if self._rooms.unsubscribe(subscriber, name) and announced and name in self._rooms:
+            self._happen(name, Presence(name, subscriber.member, joined=False))
 
     def _answer(self, asker: Subscriber, reply: Callable[[Answer], None], answer: Answer) -> None:
         self._answered[asker] = None
-        reply(answer)
+        try:
+            reply(answer)
+        except Exception:
+            log.exception("connection ended by an internal error")
+            asker.evict(End.INTERNAL_ERROR)
 
     def _deliveries_of(self, room: Room, events: list[Publication | Presence]) -> list[Delivery]:
         newcomers, room.newcomers = room.newcomers, {}
@@ -317,23 +324,8 @@ class Hub:
             return []
         if publications:
             room.top = publications[-1].position
-        deliveries: list[Delivery] = []
-        for encoder, group in room.groups.items():
-            if not newcomers and len(publications) == len(events):
-                data = b"".join(map(encoder.encode_publication, publications))
-                deliveries.append(Delivery(data, len(publications), list(group.values())))
-                self._deliveries += len(publications) * len(group)
-                continue
-            parts: dict[tuple[int, bool], list[Offer]] = {}  # who gets the same: from which event on, with joins or not
-            for subscriber, offer in group.items():
-                part = newcomers.get(subscriber, 0), subscriber in room.watchers
-                parts.setdefault(part, []).append(offer)
-            for (start, watches), offers in parts.items():
-                heard = [event for event in events[start:] if watches or type(event) is Publication]
-                if heard:
-                    data = b"".join(_encode(encoder, event) for event in heard)
-                    deliveries.append(Delivery(data, len(heard), offers))
-                    self._deliveries += len(heard) * len(offers)
+        deliveries = deliver(room, newcomers, events)
+        self._deliveries += sum(delivery.publications * len(delivery.offers) for delivery in deliveries)
         return deliveries
 
     def _follows(self, room: Room, publications: list[Publication]) -> bool:
@@ -350,7 +342,6 @@ class Hub:
         self._waiting.pop(name, None)
         self._waiting_bytes.pop(name, None)
         self._engine.forget(name)
-        self._results.forget(name)
         self._lose_all(name, Loss.ROOM_ENDED)
         return Refused(Refusal.INTERNAL_ERROR)
 
@@ -359,7 +350,3 @@ class Hub:
         for subscriber in list(room.subscribers()) if room is not None else ():
             self._rooms.unsubscribe(subscriber, name)
             subscriber.lose(name, loss)
-
-
-def _encode(encoder: Encoder, event: Publication | Presence) -> bytes:
-    return encoder.encode_publication(event) if isinstance(event, Publication) else encoder.encode_presence(event)

@@ -20,7 +20,7 @@ OFFERS_PER_CHECKPOINT = 512
 """How many subscribers are served before other tasks may run: about 4 ms where each is a send of its own."""
 
 COMMANDS_PER_LOOK = 32
-"""How many commands are handled between looks at the clock: some 0.1 ms."""
+"""How many publishes are handled between looks at the clock: some 0.1 ms."""
 
 
 async def run_hub(hub: Hub, inbox: Inbox, settings: Settings) -> None:
@@ -52,7 +52,8 @@ async def _apply(hub: Hub, commands: list[Command | None], pass_seconds_max: flo
     now = trio.current_time()
     served = 0
     for count, command in enumerate(commands, 1):
-        if count % COMMANDS_PER_LOOK == 0 and trio.current_time() - now >= pass_seconds_max:
+        looks = count % COMMANDS_PER_LOOK == 0 or not isinstance(command, Publish)  # an answer may be a whole history
+        if looks and trio.current_time() - now >= pass_seconds_max:
             await trio.lowlevel.checkpoint()
             now = trio.current_time()
         if isinstance(command, Publish):

@@ -91,7 +91,8 @@ class Publish(msgspec.Struct, frozen=True):
     Attributes:
         publisher: who says it.
         idempotency_key: with it, a repeat of the same user in the same room isn't a second publication; "": none.
-        asker, reply: None where nobody waits for the answer.
+        asker: who asks; None: the server itself.
+        reply: None where nobody waits for the answer; an asker that is refused is then disconnected.
     """
 
     room: str

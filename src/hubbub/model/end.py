@@ -25,6 +25,7 @@ class End(enum.Enum):
     WRONG_FORMAT = "wrong_format"  # binary where the dialect is text
     NOT_AVAILABLE = "not_available"  # a command that nothing here listens to
     INVALID_TOKEN = "invalid_token"
+    NOT_PERMITTED = "not_permitted"
     STALE = "stale"  # didn't introduce itself in time
     NO_PONG = "no_pong"
     SLOW_CONSUMER = "slow_consumer"  # evicted: its outbox was over a limit

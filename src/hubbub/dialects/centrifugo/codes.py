@@ -57,7 +57,6 @@ DISCONNECTS = {
     End.SHUTDOWN: Disconnect(3001, "shutdown"),
     End.INTERNAL_ERROR: Disconnect(3004, "internal server error"),
     End.SLOW_CONSUMER: Disconnect(3008, "slow"),
-    End.WRITE_STALL: Disconnect(3009, "write error"),
     End.NO_PONG: Disconnect(3012, "no pong"),
     End.TOO_FAST: Disconnect(3013, "too many requests"),
     End.TOO_MANY_CONTROL_FRAMES: Disconnect(3013, "too many requests"),
@@ -66,6 +65,7 @@ DISCONNECTS = {
     End.TOO_MANY_FRAGMENTS: Disconnect(3501, "bad request"),
     End.STALE: Disconnect(3502, "stale"),
     End.WRONG_FORMAT: Disconnect(3506, "inappropriate protocol"),
+    End.NOT_PERMITTED: Disconnect(3507, "permission denied"),
     End.NOT_AVAILABLE: Disconnect(3508, "not available"),
     End.MESSAGE_TOO_LARGE: Disconnect(1009, "message too large"),
 }

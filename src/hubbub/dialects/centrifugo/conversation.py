@@ -128,13 +128,12 @@ class Conversation:
         try:
             if binary:
                 raise _FatalError(End.WRONG_FORMAT, "allowed: text frames of JSON")
+            most = self._settings.message_commands_max
+            if data.count(b"\n") > most:
+                raise _FatalError(End.BAD_REQUEST, f"over message_commands_max = {most} commands")
             lines = [line for line in data.split(b"\n") if line.strip()]
             if not lines:
                 raise _FatalError(End.BAD_REQUEST, "a frame without a command")
-            if len(lines) > self._settings.message_commands_max:
-                raise _FatalError(
-                    End.BAD_REQUEST, f"over message_commands_max = {self._settings.message_commands_max} commands"
-                )
             for line in lines:
                 commands += self._understand(line)
         except _FatalError as fatal:
@@ -228,6 +227,9 @@ class Conversation:
         if len(key) > KEY_CHARACTERS_MAX:
             raise _RefusedError(BAD_REQUEST.because(f"idempotency_key is over {KEY_CHARACTERS_MAX} characters"))
         data = requests.compact(body.data)
+        if requests.is_deeper(data, self._settings.message_depth_max):
+            most = self._settings.message_depth_max
+            raise _RefusedError(BAD_REQUEST.because(f"data is nested deeper than message_depth_max = {most}"))
         reply = partial(self._answer_publish, number)
         return Publish(room, data, Kind.JSON, self.member, key, self._subscriber, reply)
 

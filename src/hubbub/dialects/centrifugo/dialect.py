@@ -17,12 +17,12 @@ class CentrifugoDialect:
 
     def encode_publication(self, publication: Publication) -> bytes:
         """Return the push of a publication."""
-        return _push(publication.room, b'"pub":' + encode_publication(publication))
+        return encode_push(publication.room, b'"pub":' + encode_publication(publication))
 
     def encode_presence(self, presence: Presence) -> bytes:
         """Return the push of a join or a leave."""
         kind = b'"join"' if presence.joined else b'"leave"'
-        return _push(presence.room, kind + b':{"info":' + encode_member(presence.member) + b"}")
+        return encode_push(presence.room, kind + b':{"info":' + encode_member(presence.member) + b"}")
 
     def disconnect(self, end: End) -> Disconnect:
         """Return what the peer is told of this end."""
@@ -59,6 +59,3 @@ def encode_member(member: Member) -> bytes:
 def encode_push(room: str, member: bytes) -> bytes:
     """Return the frame of a push: `member` is its one member besides the room, as JSON."""
     return encode_frame(TEXT, b'{"push":{"channel":' + msgspec.json.encode(room) + b"," + member + b"}}")
-
-
-_push = encode_push

@@ -1,5 +1,6 @@
 """What clients may send: types, and one decoder. Members that aren't here are ignored; null is as good as absent."""
 
+import re
 from typing import Annotated
 
 import msgspec
@@ -8,6 +9,7 @@ from msgspec import Meta
 Text = str | None
 Flag = bool | None
 Unsigned32 = Annotated[int, Meta(ge=0, le=2**32 - 1)] | None
+Epoch = Annotated[str, Meta(max_length=64)] | None
 Unsigned64 = Annotated[int, Meta(ge=0)] | None
 Signed32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None
 
@@ -28,7 +30,7 @@ class Subscribe(msgspec.Struct):
     channel: Text = None
     token: Text = None
     recover: Flag = None
-    epoch: Text = None
+    epoch: Epoch = None
     offset: Unsigned64 = None
     positioned: Flag = None
     recoverable: Flag = None
@@ -54,7 +56,7 @@ class StreamPosition(msgspec.Struct):
     """A place in a room's history."""
 
     offset: Unsigned64 = None
-    epoch: Text = None
+    epoch: Epoch = None
 
 
 class History(msgspec.Struct):
@@ -95,6 +97,9 @@ class Request(msgspec.Struct):
     sub_refresh: Refresh | None = None
 
 
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_BRACKETS = re.compile(rb"[][{}]")
+
 METHODS = Request.__struct_fields__[1:]
 
 
@@ -117,6 +122,18 @@ def decode(line: bytes) -> Request:
         raise MalformedRequestError(str(error)) from error
     except RecursionError as error:
         raise MalformedRequestError("JSON is nested too deeply") from error
+
+
+def is_deeper(data: bytes, depth_max: int) -> bool:
+    """Return whether more arrays and objects than that are in each other; `data` is JSON."""
+    if data.count(b"[") + data.count(b"{") <= depth_max:
+        return False
+    depth = 0
+    for bracket in _BRACKETS.finditer(_STRINGS.sub(b"", data)):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > depth_max:
+            return True
+    return False
 
 
 def compact(value: msgspec.Raw) -> bytes:
