@@ -32,23 +32,24 @@ def said(*commands: dict[str, object]) -> bytes:
     return client_frame(TEXT, b"\n".join(json.dumps(command).encode() for command in commands), mask=bytes(4))
 
 
-def come(connections: Sequence[socket.socket], subscribe: dict[str, object]) -> list[dict[str, object]]:
+def come(
+    connections: Sequence[socket.socket], subscribe: dict[str, object], room: str = "storm"
+) -> list[dict[str, object]]:
     """Let them all connect and subscribe at one moment; return the replies to subscribe, as they come in."""
     request = handshake("/connection/websocket") + said(
-        {"id": 1, "connect": {}}, {"id": 2, "subscribe": {"channel": "storm", **subscribe}}
+        {"id": 1, "connect": {}}, {"id": 2, "subscribe": {"channel": room, **subscribe}}
     )
     heard = {connection: bytearray() for connection in connections}
     replies: list[dict[str, object]] = []
     with selectors.DefaultSelector() as selector:
         for connection in connections:
             connection.sendall(request)
-            selector.register(connection, selectors.EVENT_READ)
+            selector.register(connection, selectors.EVENT_READ, connection)
         while len(replies) < len(connections):
             ready = selector.select(timeout=20)
             assert ready, f"{len(replies)} of {len(connections)} have been answered"
             for key, _ in ready:
-                connection = key.fileobj
-                assert isinstance(connection, socket.socket)
+                connection = key.data
                 data = connection.recv(1 << 18)
                 assert data, f"ended by the server: {bytes(heard[connection][-200:])!r}"
                 heard[connection] += data
@@ -58,9 +59,9 @@ def come(connections: Sequence[socket.socket], subscribe: dict[str, object]) -> 
     return replies
 
 
-def reply_in(data: bytes) -> dict[str, object] | None:
-    """Return the reply to subscribe, once it is complete: it is the last thing that comes."""
-    found = re.search(rb'\{"id":2,.*\}\}$', data)
+def reply_in(data: bytes, number: int = 2) -> dict[str, object] | None:
+    """Return the reply to the subscribe of that number, once it is complete: it is the last thing that comes."""
+    found = re.search(rb'\{"id":%d,.*\}\}$' % number, data)
     if found is None:
         assert b'"error"' not in data, data
         return None
