@@ -110,9 +110,7 @@ def test_a_failing_room_takes_nobody_along(monkeypatch: pytest.MonkeyPatch) -> N
     assert ann.wire[-2]["push"]["pub"]["offset"] == 1
 
 
-@pytest.mark.parametrize(
-    "room", ["north", "mute:1"]
-)
+@pytest.mark.parametrize("room", ["north", "mute:1"])
 def test_a_repeat_is_answered_as_the_first(room: str) -> None:
     """P6: word for word, also where there are no positions."""
     driver = Driver(small_settings())

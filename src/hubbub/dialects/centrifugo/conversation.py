@@ -129,9 +129,10 @@ class Conversation:
             if binary:
                 raise _FatalError(End.WRONG_FORMAT, "allowed: text frames of JSON")
             most = self._settings.message_commands_max
-            if data.count(b"\n") > most:
+            is_long = data.count(b"\n") > most  # then it isn't even taken apart: it may be a megabyte of nothing
+            lines = [] if is_long else [line for line in data.split(b"\n") if line.strip()]
+            if is_long or len(lines) > most:
                 raise _FatalError(End.BAD_REQUEST, f"over message_commands_max = {most} commands")
-            lines = [line for line in data.split(b"\n") if line.strip()]
             if not lines:
                 raise _FatalError(End.BAD_REQUEST, "a frame without a command")
             for line in lines:
@@ -230,6 +231,8 @@ class Conversation:
         if requests.is_deeper(data, self._settings.message_depth_max):
             most = self._settings.message_depth_max
             raise _RefusedError(BAD_REQUEST.because(f"data is nested deeper than message_depth_max = {most}"))
+        if requests.has_longer_number(data):
+            raise _RefusedError(BAD_REQUEST.because(f"data has a number of over {requests.DIGITS_MAX} digits"))
         reply = partial(self._answer_publish, number)
         return Publish(room, data, Kind.JSON, self.member, key, self._subscriber, reply)
 

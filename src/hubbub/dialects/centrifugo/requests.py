@@ -98,6 +98,10 @@ class Request(msgspec.Struct):
 
 
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
+DIGITS_MAX = 4_300
+"""Readers in Python refuse longer integers (CVE-2020-10735), and their SDK then leaves for good."""
+
+_DIGITS = re.compile(rb"[0-9]{%d}" % (DIGITS_MAX + 1))
 _BRACKETS = re.compile(rb"[][{}]")
 
 METHODS = Request.__struct_fields__[1:]
@@ -134,6 +138,11 @@ def is_deeper(data: bytes, depth_max: int) -> bool:
         if depth > depth_max:
             return True
     return False
+
+
+def has_longer_number(data: bytes) -> bool:
+    """Return whether a number in `data`, which is JSON, has more than `DIGITS_MAX` digits in a row."""
+    return len(data) > DIGITS_MAX and _DIGITS.search(_STRINGS.sub(b"", data)) is not None
 
 
 def compact(value: msgspec.Raw) -> bytes:
