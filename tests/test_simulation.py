@@ -1,36 +1,45 @@
-"""Simulated worlds: the promises P1, P2, P3 and P7 under everything that clients do, one seed each.
+"""Simulated worlds: the promises P1 to P7 under everything that clients do, one seed each.
 
-A failure names its seed. To see it again: `SIMULATION_SEED=<seed> python -m pytest tests/test_simulation.py -k replay`.
+A failure names its seed. To see it again: `SIMULATION_SEED=<seed> python -m pytest tests/test_simulation.py -k replay`
+(and `SIMULATION_PLAIN=1` if it was a world of plain clients only).
 """
 
 import os
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import trio
 
 import hubbub.connection.connection
 import hubbub.connection.outbox
+import hubbub.hub.state
 import hubbub.hub.task
+from hubbub.connection.connection import Connection
 from hubbub.connection.outbox import Outbox, State
 from hubbub.connection.wire import Wire
+from hubbub.core.idempotency import Results
+from hubbub.core.recovery import recover
 from hubbub.core.rooms import Rooms
 from hubbub.hub.inbox import Inbox
+from hubbub.hub.state import Hub
+from hubbub.model.command import Answer, Command, Done, Subscribe, Unsubscribe
 from hubbub.model.end import End
-from hubbub.model.publication import Position
+from hubbub.model.publication import Position, Publication
 from hubbub.model.subscriber import Subscriber
 from simulation.world import WorldError, run_seeded, run_world
 
 pytestmark = pytest.mark.no_cover  # twice as fast; other tests reach the same lines
 
 REPLAY = os.environ.get("SIMULATION_SEED")
+REPLAY_MIXED = not os.environ.get("SIMULATION_PLAIN")
 FIXED = range(12)
 RANDOM_COUNT = 24
 
-REMARKABLE = (14, 25, 40, 53, 62, 76, 90, 130)
-"""Each has found a bug that is mended now."""
+REMARKABLE = (61, 110, 130)
+REMARKABLE_PLAIN = (14, 25, 40, 53, 62, 76, 90, 130)
+"""Each has found a bug that is mended now, the latter in worlds of plain clients only."""
 
 MUST_OCCUR = (
     *("history join", "early message", "stall", "stumble", "mixture", "fragmented", "burst", "survived"),
@@ -44,6 +53,9 @@ MUST_OCCUR = (
         "end too_many_control_frames",
     ),
     *("told 1000", "told 1001", "told 1002", "told 1008", "told 1009", "told 1011", "told 1013"),
+    *("early commands", "come", "go", "look around", "repeat", "retry", "nonsense", "no introduction"),
+    *("recovered", "missed", "not recovered", "error 102", "error 105", "error 107", "error 108", "error 112"),
+    *("end stale", "end bad_request", "told 3001", "told 3008", "told 3012", "told 3501", "told 3502"),
 )
 """What must have happened in the worlds of one run, or they'd prove less than they seem to."""
 
@@ -51,10 +63,10 @@ MUST_OCCUR = (
 def test_worlds() -> None:
     """In the worlds of some fixed and some random seeds every promise holds, and much has happened."""
     counts = Counter[str]()
-    for seed in dict.fromkeys(
-        [*FIXED, *REMARKABLE, *(random.SystemRandom().getrandbits(48) for _ in range(RANDOM_COUNT))]
-    ):
+    for seed in (*FIXED, *REMARKABLE, *(random.SystemRandom().getrandbits(48) for _ in range(RANDOM_COUNT))):
         counts += run_world(seed).counts
+    for seed in REMARKABLE_PLAIN:
+        counts += run_world(seed, mixed=False).counts
     missing = [name for name in MUST_OCCUR if not counts[name]]
     assert not missing, f"{missing} never occurred, only {sorted(counts.items())}"
     assert counts["publications"] > 1000
@@ -64,7 +76,7 @@ def test_worlds() -> None:
 def test_replay() -> None:
     """The world of the seed in the environment."""
     assert REPLAY is not None
-    run_world(int(REPLAY))
+    run_world(int(REPLAY), REPLAY_MIXED)
 
 
 def test_one_seed_is_one_world() -> None:
@@ -171,6 +183,98 @@ def stall_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hubbub.connection.connection, "linger", mutant)
 
 
+# -- these only structured clients can see
+
+
+def recover_whatever_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recovery doesn't look at the epoch."""
+    monkeypatch.setattr(
+        hubbub.hub.state,
+        "recover",
+        lambda top, publications, since: recover(top, publications, Position(top.epoch, since.offset)),
+    )
+
+
+def recover_with_a_hole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recovery gives what is still stored, if that isn't all that was missed."""
+
+    def mutant(top: Position, publications: Sequence[Publication], since: Position) -> Sequence[Publication] | None:
+        missed = recover(top, publications, since)
+        if missed is None and publications and since.epoch == top.epoch and publications[-1].offset == top.offset:
+            return publications
+        return missed
+
+    monkeypatch.setattr(hubbub.hub.state, "recover", mutant)
+
+
+def push_before_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer to a subscribe waits for the end of the pass, as all others do."""
+    carry_out, flush = Hub.carry_out, Connection.flush
+    joining: list[Subscribe] = []
+
+    def mutant(self: Hub, command: Command, now: float) -> None:
+        if isinstance(command, Subscribe):
+            joining.append(command)
+        carry_out(self, command, now)
+        joining.clear()
+
+    monkeypatch.setattr(Hub, "carry_out", mutant)
+    monkeypatch.setattr(Connection, "flush", lambda self: None if joining else flush(self))
+
+
+def lose_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who disconnects leaves its rooms without a word."""
+
+    def mutant(self: Hub, subscriber: Subscriber) -> None:
+        for room in self._rooms.rooms_of(subscriber):
+            self._rooms.unsubscribe(subscriber, room)
+
+    monkeypatch.setattr(Hub, "leave", mutant)
+
+
+def miss_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who unsubscribes misses what waits in the room."""
+    comes_after = Hub.comes_after_what_waits
+
+    def mutant(self: Hub, command: Unsubscribe, now: float) -> Answer:
+        self._part(command.asker, command.room)
+        return Done()
+
+    monkeypatch.setattr(Hub, "_unsubscribe", mutant)
+    monkeypatch.setattr(
+        Hub,
+        "comes_after_what_waits",
+        lambda self, command: not isinstance(command, Unsubscribe) and comes_after(self, command),
+    )
+
+
+def acknowledge_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publishers are answered before anybody, they themselves included, sees what they have published."""
+    hand_out_all = hubbub.hub.task._hand_out_all
+
+    async def mutant(hub: Hub, served: int) -> int:
+        hub.flush()
+        return await hand_out_all(hub, served)
+
+    monkeypatch.setattr(hubbub.hub.task, "_hand_out_all", mutant)
+
+
+def acknowledge_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repeated publish is told a place that isn't its own."""
+    find = Results.find
+
+    def mutant(self: Results, room: str, scope: str, key: str, now: float) -> Position | None:
+        first = find(self, room, scope, key, now)
+        return first and Position(first.epoch, first.offset + 1)
+
+    monkeypatch.setattr(Results, "find", mutant)
+
+
+def forget_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repeated publish is a second publication."""
+    monkeypatch.setattr(Results, "find", lambda *_: None)
+
+
 MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
     (drop_when_full, "expected|saw"),
     (join_what_waits, "expected|beyond"),
@@ -180,6 +284,14 @@ MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
     (never_look, "silent and still connected|not let go"),
     (join_after_opening, "expected|saw"),
     (stall_for_ever, "not let go|neither alive nor gone|serving|TooSlowError"),
+    (recover_whatever_epoch, "asked .* subscribe"),
+    (recover_with_a_hole, "asked .* subscribe"),
+    (push_before_the_reply, "of a room that it isn't in"),
+    (lose_leaves, "expected .*leave|hasn't seen all"),
+    (miss_what_waits, "left .* and saw"),
+    (acknowledge_first, "before it saw it"),
+    (acknowledge_elsewhere, "asked .* publish"),
+    (forget_keys, "a second time"),
 ]
 
 

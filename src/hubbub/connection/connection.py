@@ -211,8 +211,8 @@ class Connection:
         self.end(end, detail)
 
     def flush(self) -> None:
-        """Send the replies that have been given, unless the connection is ending."""
-        if self.ended is None and (frame := self.conversation.replies()):
+        """Send the replies that have been given, unless it has left the hub: as long as there are pushes."""
+        if not self.gone and (frame := self.conversation.replies()):
             self.session.charge(len(frame))
             self.outbox.offer_history(frame, 1)  # it has asked for it, and an answer may be a whole history
 
