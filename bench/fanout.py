@@ -189,6 +189,7 @@ def environment(connections: int) -> dict[str, str]:
     return {
         "HUBBUB_CONNECTIONS_MAX": str(max(10_000, connections + 100)),
         "HUBBUB_PING_SECONDS": "86400",
+        "HUBBUB_ALLOW_PUBLISH": "anonymous",  # publishers of the structured dialect aren't in the room
         "HUBBUB_PUBLICATIONS_PER_SECOND_MAX": "10000000",
         "HUBBUB_PUBLICATIONS_BURST_MAX": "10000000",
         "HUBBUB_PUBLICATION_BYTES_PER_SECOND_MAX": str(2**30),

@@ -5,12 +5,14 @@ Each client notes beside it what must be there (`replies`, `story`, `own`): who 
 
 import itertools
 import json
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from hubbub.auth.access import Credentials
 from hubbub.config import Namespace, Settings
 from hubbub.core.frames import FIN, OPCODE, TEXT
 from hubbub.core.rooms import Rooms
-from hubbub.dialects.centrifugo.conversation import Conversation
+from hubbub.dialects.centrifugo.conversation import CentrifugoConversation
 from hubbub.dialects.centrifugo.dialect import CentrifugoDialect
 from hubbub.dialects.plain import PlainConversation, PlainDialect
 from hubbub.engines.memory import MemoryEngine
@@ -19,6 +21,7 @@ from hubbub.model.command import Answer, Command, Publish, Refused, Subscribed
 from hubbub.model.end import End
 from hubbub.model.publication import Member
 from hubbub.model.subscriber import Encoder, Loss
+from known import Known
 
 Json: TypeAlias = dict[str, Any]
 Frame: TypeAlias = tuple[int, bytes]
@@ -38,6 +41,7 @@ def small_settings(**overrides: object) -> Settings:
     }
     limits: dict[str, object] = {
         "history_size": 4,
+        "insecure": True,  # permissions are another matter
         "join_leave": True,
         "recovery_publications_max": 3,
         "rooms_per_connection_max": 3,
@@ -69,8 +73,11 @@ class Client:
     def __init__(self, user: str, name: str, encoder: Encoder, settings: Settings) -> None:
         self.encoder = encoder
         self.member = Member(user, name)
-        self.conversation = Conversation(self, self.member, settings, native_pings=True)
+        self.conversation = CentrifugoConversation(
+            self, self.member, settings, Known(settings, user), 0.0, native_pings=True
+        )
         self.gone = self.left = False
+        self.was_in: Mapping[str, bool] = {}
         self.ended: End | None = None
         self.ids = itertools.count(1)
         self.room_of_id: dict[int, str] = {}
@@ -88,6 +95,9 @@ class Client:
         for opcode, payload in found if not self.gone else ():
             assert opcode == TEXT
             self.wire += [json.loads(line) for line in payload.split(b"\n")]
+
+    def introduce(self, member: Member) -> None:
+        self.member = member
 
     def flush(self) -> None:
         if self.ended is None and (frame := self.conversation.replies()):
@@ -151,10 +161,11 @@ class PlainClient:
     def __init__(self, name: str, encoder: Encoder, room: str, history: int) -> None:
         self.encoder = encoder
         self.member = Member("", name)
-        self.conversation = PlainConversation(self, self.member, room, history)
+        self.conversation = PlainConversation(self, self.member, Credentials(), room, history)
         self.room = room
         self.history = history
         self.gone = self.left = self.opened = False
+        self.was_in: Mapping[str, bool] = {}
         self.ended: End | None = None
         self.wire: list[Frame] = []
         self.story: list[Frame] = []
@@ -174,6 +185,9 @@ class PlainClient:
         else:
             assert isinstance(answer, Refused)
             assert self.gone
+
+    def introduce(self, member: Member) -> None:
+        self.member = member
 
     def flush(self) -> None:
         pass

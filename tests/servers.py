@@ -33,7 +33,13 @@ UNHURRIED = {
 }
 """Settings for tests of other things than rates: nobody is ever too fast."""
 
-QUICK = {"close_seconds_max": 2.0, "drain_seconds_max": 2.0, "linger_seconds_max": 0.5, **UNHURRIED}
+QUICK = {
+    "close_seconds_max": 2.0,
+    "drain_seconds_max": 2.0,
+    "linger_seconds_max": 0.5,
+    "insecure": True,  # permissions are another matter
+    **UNHURRIED,
+}
 """Settings for tests: the deadlines of an end are reached in seconds, not in minutes."""
 
 

@@ -9,7 +9,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import hypothesis.strategies as st
@@ -21,7 +21,7 @@ from hubbub.config import Settings
 from hubbub.core.frames import BINARY, TEXT, frame_end
 from hubbub.core.rooms import Rooms
 from hubbub.dialects.centrifugo import codes, requests
-from hubbub.dialects.centrifugo.conversation import Conversation
+from hubbub.dialects.centrifugo.conversation import CentrifugoConversation
 from hubbub.dialects.centrifugo.dialect import CentrifugoDialect
 from hubbub.dialects.plain import PlainDialect
 from hubbub.engines.memory import MemoryEngine
@@ -30,6 +30,7 @@ from hubbub.model.command import Answer, Command, Publish, Subscribe, Subscribed
 from hubbub.model.end import End
 from hubbub.model.publication import Member
 from hubbub.model.subscriber import Encoder, Loss
+from known import Known
 from peers import SECONDS_MAX, Closed, open_peer
 from servers import Daemon, open_daemon, open_server
 from structured import Message, open_structured
@@ -128,7 +129,7 @@ class House(NamedTuple):
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
     """One daemon for all tests of this file; in its log there is no traceback when it has ended."""
-    with open_daemon(**LIMITS) as daemon:
+    with open_daemon(insecure=True, **LIMITS) as daemon:
         bystanders = Bystanders(daemon.port)
         bystanders.start()
         try:
@@ -405,7 +406,7 @@ def test_all_members_are_tried() -> None:
     assert tuple(MEMBERS) == requests.METHODS
     for method, members in MEMBERS.items():
         (body, _) = requests.Request.__annotations__[method].__args__
-        assert set(members) == set(body.__struct_fields__) - {"data"}
+        assert set(members) == set(body.__struct_fields__) - {"data", "subs"}
 
 
 # -- whatever Hypothesis thinks of, over sockets
@@ -500,8 +501,9 @@ class Ear:
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
         self.gone = False
+        self.was_in: Mapping[str, bool] = {}
         self.member = Member("", str(id(self)))
-        self.conversation: Conversation | None = None
+        self.conversation: CentrifugoConversation | None = None
         self.ended: End | None = None
 
     def offer(self, data: bytes, frames: int) -> None:
@@ -513,6 +515,10 @@ class Ear:
                 assert isinstance(json.loads(line), dict)
             data, frames = data[stop:], frames - 1
         assert not frames
+
+    def introduce(self, member: Member) -> None:
+        """Be that."""
+        self.member = member
 
     def flush(self) -> None:
         """Look at the replies."""
@@ -537,11 +543,13 @@ class Core:
     """A hub with a plain client in each room of `VALID`, and a structured one that says what it likes."""
 
     def __init__(self) -> None:
-        limits = Settings()
+        limits = Settings(insecure=True)
         rooms = Rooms()
         self.hub = Hub(MemoryEngine(limits, lambda: "e", rooms.__contains__), rooms, limits)
         self.ear = Ear(CentrifugoDialect())
-        self.conversation = self.ear.conversation = Conversation(self.ear, self.ear.member, limits, False)
+        self.conversation = self.ear.conversation = CentrifugoConversation(
+            self.ear, self.ear.member, limits, Known(limits), 0.0, native_pings=False
+        )
         for room in ("room", "other"):
             plain = Ear(PlainDialect())
             self.hub.carry_out(Subscribe(plain, room, plain.hear_answer), now=0.0)

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from hubbub.core.frames import CONTINUATION, FIN, PING, PONG, TEXT
 from hubbub.dialects.centrifugo import codes
-from hubbub.dialects.centrifugo.conversation import Conversation
+from hubbub.dialects.centrifugo.conversation import CentrifugoConversation
 from hubbub.model.command import Refusal
 from hubbub.model.end import End
 from peers import Closed, Peer, client_frame, open_peer
@@ -452,7 +452,7 @@ async def shut_down(scene: Scene) -> None:
 
 async def break_dialect(scene: Scene) -> None:
     """A command meets a bug."""
-    scene.patch.setattr(Conversation, "receive", fail)
+    scene.patch.setattr(CentrifugoConversation, "receive", fail)
     await scene.client.say("presence", channel="room")
 
 
@@ -611,12 +611,17 @@ async def test_what_ends_the_connection(row: Fatal, monkeypatch: pytest.MonkeyPa
 # -- nothing is left out
 
 
+OF_TOKENS = {End.EXPIRED, End.SUBSCRIPTION_EXPIRED, End.NOT_PERMITTED}
+
+
 def test_every_code_has_its_row() -> None:
     """Each error, each unsubscribe, each end: once in hubbub's tables, at least once in these.
 
-    But for 3507: a structured client whose publish isn't permitted gets an error, and its connection lives.
+    But for what tokens bring about (`test_tokens`): 109, 3005, 3006, 3507.
     """
-    errors = [value for value in vars(codes).values() if isinstance(value, codes.Error)]
+    errors = [
+        value for value in vars(codes).values() if isinstance(value, codes.Error) and value != codes.TOKEN_EXPIRED
+    ]
     assert {row.code for row in REFUSED.values()} == {error.code for error in errors} == set(ERRORS)
     assert set(codes.ERRORS.values()) <= set(errors)
     assert {error.code: error.message for error in errors} == ERRORS
@@ -624,7 +629,7 @@ def test_every_code_has_its_row() -> None:
     told = {unsubscribe.code: unsubscribe.reason for unsubscribe in codes.UNSUBSCRIBES.values()}
     assert told == UNSUBSCRIBES
     assert {row.code for row in LOST.values()} == set(told)
-    assert {row.end for row in FATAL.values()} - {End.WRITE_STALL} == set(codes.DISCONNECTS) - {End.NOT_PERMITTED}
+    assert {row.end for row in FATAL.values()} - {End.WRITE_STALL} == set(codes.DISCONNECTS) - OF_TOKENS
     for row in FATAL.values():
         if row.code != NOBODY_TO_TELL:
             disconnect = codes.DISCONNECTS[row.end]
@@ -632,10 +637,13 @@ def test_every_code_has_its_row() -> None:
 
 
 def test_every_refusal_has_its_row() -> None:
-    """But for what nobody can be told: the hub is too busy to let a plain client in, or the asker has gone."""
+    """But for what nobody can be told: the hub is too busy to let a plain client in, or the asker has gone.
+
+    And what isn't permitted is a table of its own (`test_permissions`).
+    """
     said = {row.about for row in REFUSED.values()}
     unsaid = {refusal for refusal in codes.ERRORS if refusal.value not in said}
-    assert unsaid == {Refusal.BUSY, Refusal.STOPPING}
+    assert unsaid == {Refusal.BUSY, Refusal.STOPPING, Refusal.DENIED}
     assert set(codes.ERRORS) == set(Refusal)
 
 

@@ -371,6 +371,7 @@ def test_every_limit_is_named_with_its_unit(name: str) -> None:
             "publications",
             "subscribers",
             "keys",
+            "depth",
         ]
         what = name.removesuffix("_max").removesuffix("_burst").removesuffix("_at_once").removesuffix("_total")
         assert re.sub("_per_[a-z]+$", "", what).rpartition("_")[2] in units or what == "publications"

@@ -11,7 +11,7 @@ from hubbub.core.history import History
 from hubbub.core.idempotency import Results
 from hubbub.core.recovery import recover
 from hubbub.core.rooms import Rooms
-from hubbub.dialects.centrifugo.conversation import Conversation
+from hubbub.dialects.centrifugo.conversation import CentrifugoConversation
 from hubbub.dialects.centrifugo.requests import Subscribe
 from hubbub.hub.state import Hub
 from hubbub.model.command import Answer, Command, Subscribed
@@ -51,14 +51,21 @@ def unsubscribing_overtakes_publications(patch: pytest.MonkeyPatch) -> None:
 
 
 def recovered_replies_name_the_top(patch: pytest.MonkeyPatch) -> None:
-    answer_subscribe = Conversation._answer_subscribe
+    answer_subscribe = CentrifugoConversation._answer_subscribe
 
-    def name_the_top(conversation: Conversation, number: int, body: Subscribe, answer: Answer) -> None:
+    def name_the_top(
+        conversation: CentrifugoConversation,
+        number: int,
+        room: str,
+        body: Subscribe,
+        ends_at: float | None,
+        answer: Answer,
+    ) -> None:
         if isinstance(answer, Subscribed) and answer.recovered:
             body.offset = answer.position.offset
-        answer_subscribe(conversation, number, body, answer)
+        answer_subscribe(conversation, number, room, body, ends_at, answer)
 
-    patch.setattr(Conversation, "_answer_subscribe", name_the_top)
+    patch.setattr(CentrifugoConversation, "_answer_subscribe", name_the_top)
 
 
 def recovery_guesses(patch: pytest.MonkeyPatch) -> None:
@@ -119,13 +126,13 @@ def keys_never_run_out(patch: pytest.MonkeyPatch) -> None:
 
 
 def replies_change_places(patch: pytest.MonkeyPatch) -> None:
-    replies = Conversation.replies
+    replies = CentrifugoConversation.replies
 
-    def shuffle(conversation: Conversation) -> bytes:
+    def shuffle(conversation: CentrifugoConversation) -> bytes:
         conversation._replies.reverse()
         return replies(conversation)
 
-    patch.setattr(Conversation, "replies", shuffle)
+    patch.setattr(CentrifugoConversation, "replies", shuffle)
 
 
 def the_late_come_back(patch: pytest.MonkeyPatch) -> None:

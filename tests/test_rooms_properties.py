@@ -4,6 +4,8 @@ No task, no I/O, no clock: the hub's state is driven by hand, in the way in whic
 hand-outs at random moments.
 """
 
+from collections.abc import Mapping
+
 import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -29,6 +31,7 @@ class Ear:
     def __init__(self, encoder: PlainDialect) -> None:
         self.encoder = encoder
         self.gone = False
+        self.was_in: Mapping[str, bool] = {}
         self.member = Member("", str(id(self)))
         self.heard: list[tuple[int, bytes]] = []
         self.history: list[bytes] = []
@@ -43,6 +46,9 @@ class Ear:
 
     def evict(self, end: End, detail: str = "") -> None:
         self.ended = end
+
+    def introduce(self, member: Member) -> None:
+        self.member = member
 
     def flush(self) -> None:
         pass

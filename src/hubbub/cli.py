@@ -1,4 +1,4 @@
-"""The command line: `hubbub serve`, `hubbub config default`, `hubbub config check FILE`.
+"""The command line: `hubbub serve`, `hubbub config default|check FILE`, `hubbub token`.
 
 Rules:
 
@@ -18,9 +18,11 @@ from pathlib import Path
 import trio
 
 from hubbub import __version__
+from hubbub.cli_token import add_token_arguments, run_token
 from hubbub.config import Settings
 from hubbub.config_sources import OPTIONS, ConfigError, default_toml, flag, load
 from hubbub.log import configure_logging
+from hubbub.model.errors import StartError
 
 # The settings that are worth a flag; all others are for the file and the environment.
 _FLAGS = ("host", "port", "log_format", "log_level", "tls_cert", "tls_key")
@@ -42,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             case "check":
                 return _check(arguments.file)
+            case "token":
+                return _token(arguments)
         parser.print_help()
         return 2
     finally:
@@ -61,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
         option = OPTIONS[name]
         serve.add_argument(flag(name), metavar="VALUE", help=f"{option.description} Allowed: {option.allowed}.")
 
+    serve.add_argument("--open", action="store_true", help="let strangers in: anonymous = true")
+
+    token = commands.add_parser("token", help="make or explain a token", allow_abbrev=False)
+    add_token_arguments(token)
+
     config = commands.add_parser("config", help="show or check settings", allow_abbrev=False)
     # The same `dest`: the inner command replaces "config".
     actions = config.add_subparsers(dest="command", metavar="ACTION", required=True)
@@ -72,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(arguments: argparse.Namespace) -> int:
     flags = {name: value for name in _FLAGS if (value := getattr(arguments, name)) is not None}
+    if arguments.open:
+        flags["anonymous"] = "true"
     try:
         settings = load(arguments.config, os.environ, flags)
     except ConfigError as error:
@@ -83,7 +94,6 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _run(settings: Settings, wanted: Callable[[], Settings]) -> int:
     # Imported late, as the other commands need nothing of the server.
     from hubbub.daemon import run_daemon
-    from hubbub.model.errors import StartError
 
     status = 0
     problems: list[str] = []
@@ -92,6 +102,18 @@ def _run(settings: Settings, wanted: Callable[[], Settings]) -> int:
     except* StartError as group:  # alone, or as one nursery or several wrapped it
         problems = [str(error) for error in _leaves(group)]
     return _refuse(problems) if problems else status
+
+
+def _token(arguments: argparse.Namespace) -> int:
+    try:
+        settings = load(arguments.config, os.environ, {})
+        status, text = run_token(arguments, settings)
+    except ConfigError as error:
+        return _refuse(error.problems)
+    except StartError as error:
+        return _refuse([str(error)])
+    _say(text + "\n")
+    return status
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

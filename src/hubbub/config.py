@@ -30,6 +30,10 @@ Age = Annotated[float, Meta(ge=0.001, le=315_360_000.0)]
 Host = Annotated[str, Meta(pattern=r"(?a)\A[\w.:%-]+\Z", extra={"allowed": "a host name or an IP address"})]
 File = Annotated[str, Meta(pattern=r"\A[^\0]*\Z", extra={"allowed": "the path of a file, or nothing"})]
 Name = Annotated[str, Meta(min_length=1)]
+_TEXT = {"allowed": "a string, or nothing"}
+_SWITCH = {"allowed": "true or false"}
+Secret = Annotated[str, Meta(extra=_TEXT | {"secret": True})]  # never shown, not even when it is a mistake
+Who = Literal["nobody", "tokens", "subscribers", "users", "anonymous"]
 Switch = Annotated[bool, Meta(extra={"allowed": "true or false"})]
 Address = Annotated[
     str, Meta(pattern=r"(?a)\A(([\w.%-]+|\[[\w.:%-]+\]):[0-9]{1,5})?\Z", extra={"allowed": "HOST:PORT, or nothing"})
@@ -46,6 +50,7 @@ Names = Annotated[list[Name], Meta(extra={"allowed": "a list of strings, none of
 
 # A field whose metadata names a group is the first of that group.
 _SERVER = {"group": "Server"}
+_WHO = {"group": "Who may come: tokens, which a back end signs for its users"}
 _FRONT_DOOR = {"group": "Front door: what a client may do before it speaks"}
 _MESSAGES = {"group": "Messages: what a client may send"}
 _RATES = {"group": "Rates: how fast a client may send, and how much that costs"}
@@ -86,6 +91,16 @@ class Namespace(msgspec.Struct, kw_only=True):
         Switch, Meta(description="Whether every subscription has a position, as those with recovery have.")
     ] = False
     presence: Annotated[Switch, Meta(description="Whether clients may ask who is in a room.")] = True
+    allow_subscribe: Annotated[
+        Who,
+        Meta(
+            description="Who may join: those with a token for the room, unless it is nobody; tokens: only they; "
+            "users: everyone whom a token names; anonymous: everyone. (subscribers is the same as tokens.)"
+        ),
+    ] = "anonymous"
+    allow_publish: Annotated[Who, Meta(description="Who may publish; subscribers: those in the room.")] = "subscribers"
+    allow_history: Annotated[Who, Meta(description="Who may read the room's history.")] = "subscribers"
+    allow_presence: Annotated[Who, Meta(description="Who may ask who is in the room, and be told.")] = "subscribers"
     join_leave: Annotated[
         Switch,
         Meta(description="Whether joins and leaves are told to those who ask for them: n members, n x n messages."),
@@ -134,6 +149,43 @@ class Settings(Namespace, kw_only=True):
         LogFormat, Meta(description="Form of the log on stderr; auto: text on a terminal, else json.")
     ] = "auto"
     log_level: Annotated[LogLevel, Meta(description="Least severe log level that is written.")] = "info"
+
+    anonymous: Annotated[
+        Switch,
+        Meta(
+            description="Whether clients may come without a token. On loopback, and with no keys configured, they may "
+            "anyway.",
+            extra=_WHO | _SWITCH,
+        ),
+    ] = False
+    insecure: Annotated[
+        Switch, Meta(description="For play: everyone may do everything. A token that is shown is still checked.")
+    ] = False
+    plain: Annotated[Switch, Meta(description="Whether the plain dialect is spoken, at /chat.")] = True
+    token_hmac_secret: Annotated[
+        Secret, Meta(description="Secret for HS256, HS384 and HS512; at least 32 random characters are wise.")
+    ] = ""
+    token_hmac_secret_previous: Annotated[
+        Secret, Meta(description="The secret before: also accepted, while a new one gets around.")
+    ] = ""
+    token_public_keys: Annotated[
+        Names, Meta(description="PEM files of public keys, RSA or elliptic, for RS and ES 256, 384 and 512.")
+    ] = []
+    token_jwks: Annotated[
+        File, Meta(description="JSON Web Key Set: a file, or an http(s) URL that is read again and again.")
+    ] = ""
+    token_jwks_seconds: Annotated[
+        Seconds, Meta(description="How often that URL is read; the last good set is kept.")
+    ] = 300.0
+    token_issuer: Annotated[str, Meta(description='What "iss" must be; empty: anything.', extra=_TEXT)] = ""
+    token_audience: Annotated[str, Meta(description='What "aud" must hold; empty: anything.', extra=_TEXT)] = ""
+    token_leeway_seconds: Annotated[
+        float, Meta(ge=0.0, le=3_600.0, description="How much the clocks of signer and server may differ.")
+    ] = 10.0
+    token_bytes_max: Annotated[Bytes, Meta(description="One token; half a request head.")] = 8_192
+    token_grace_seconds_max: Annotated[
+        Seconds, Meta(description="A client whose token has expired may bring a new one for that long; Centrifugo's.")
+    ] = 25.0
 
     connections_max: Annotated[
         Count, Meta(description="Connections served at once: the classic C10K.", extra=_FRONT_DOOR)
@@ -296,7 +348,12 @@ class Settings(Namespace, kw_only=True):
         """Return what holds for a room of that name; None if it names a namespace that there isn't."""
         if ":" not in room:
             return self
-        return self.namespaces.get(room.partition(":")[0])
+        return self.namespaces.get(room.partition(":")[0].removeprefix("$"))
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether any token could be verified."""
+        return bool(self.token_hmac_secret or self.token_public_keys or self.token_jwks)
 
 
 FIXED = frozenset(

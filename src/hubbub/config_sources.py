@@ -40,6 +40,7 @@ class Option(NamedTuple):
     description: str
     allowed: str  # completes "allowed: …"
     group: str | None  # the title of the group that begins with this field
+    secret: bool  # whether its value must not be shown
 
 
 def _option(field: inspect.Field) -> Option:
@@ -55,7 +56,8 @@ def _option(field: inspect.Field) -> Option:
         case _:
             allowed = extra["allowed"]
     description = (field.type.extra_json_schema or {})["description"]
-    return Option(getattr(Settings(), field.name), description, allowed, extra.get("group"))
+    default = getattr(Settings(), field.name)
+    return Option(default, description, allowed, extra.get("group"), extra.get("secret", False))
 
 
 def _options() -> dict[str, Option]:
@@ -148,15 +150,16 @@ def _take(source: _Source, chosen: _Chosen, problems: list[str]) -> None:
             problems.append(f"{where}: unknown{_suggest(spelled, source)}")
             continue
         name = names[spelled]
+        shown = "what isn't shown" if OPTIONS[name].secret else _show(value)
         if name not in source.names:
-            problems.append(f"{where}: got {_show(value)}, allowed: only {source.elsewhere}")
+            problems.append(f"{where}: got {shown}, allowed: only {source.elsewhere}")
             continue
         # A mistaken value counts as given, or the other half of a pair would be called missing.
         chosen[name] = (where, value)
         try:
             chosen[name] = (where, _convert(name, value, source.strict))
         except (msgspec.ValidationError, UnicodeError):  # the latter: the environment may hold any bytes
-            problems.append(f"{where}: got {_show(value)}, allowed: {OPTIONS[name].allowed}")
+            problems.append(f"{where}: got {shown}, allowed: {OPTIONS[name].allowed}")
 
 
 def _take_tables(where: str, tables: object, outer: _Chosen, problems: list[str]) -> dict[str, Namespace]:

@@ -15,14 +15,15 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import structlog
 import trio
 
 from hubbub import systemd
-from hubbub.auth.proxies import is_trusted, parse_networks
+from hubbub.auth.keys import KeyRing
+from hubbub.auth.proxies import is_loopback, is_trusted, parse_networks
 from hubbub.collector import tune_collector
 from hubbub.config import Settings, change
 from hubbub.connection.proxy_header import receive_proxy_header
@@ -37,6 +38,7 @@ from hubbub.listen import (
     url_of,
 )
 from hubbub.log import configure_logging
+from hubbub.model.errors import StartError
 from hubbub.node import Node, open_node
 
 OPERATORS_MAX = 16
@@ -67,6 +69,8 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
         operators = open_operators_listeners(settings)
         for listener in (*listeners, *operators):
             listening_sockets.enter_context(listener)
+        running.addresses = [listener.getsockname()[0] for listener in listeners]
+        check_open(settings, running.addresses)
         async with trio.open_nursery() as watching:
             async with open_node(settings, random.Random()) as (node, connections):
 
@@ -76,6 +80,7 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
                 def start_operators(connected: socket.socket, peer: str) -> None:
                     connections.start_soon(serve_operators, node, operators_slots, connected, peer)
 
+                running.keys = node.keys
                 await watching.start(watch_signals, running, connections.cancel_scope)
                 watching.start_soon(run_watchdog)
                 async with trio.open_nursery() as listening:
@@ -102,6 +107,8 @@ class Running:
         tls: for connections that are accepted from now on.
         stopping: set by the first SIGTERM or SIGINT.
         cut_off: whether there was a second.
+        addresses: those that it listens at.
+        keys: the node's, once there is one.
     """
 
     def __init__(self, settings: Settings, tls: ssl.SSLContext | None, wanted: Callable[[], Settings]) -> None:
@@ -109,6 +116,8 @@ class Running:
         self.tls = tls
         self.stopping = trio.Event()
         self.cut_off = False
+        self.addresses: Sequence[str] = ()
+        self.keys: KeyRing | None = None
         self._before = settings  # as last read: `settings` may have been made to fit this machine
         self._wanted = wanted
 
@@ -117,6 +126,9 @@ class Running:
         try:
             wanted = self._wanted()
             tls = load_tls(self.settings)
+            check_open(wanted, self.addresses)
+            if self.keys is not None:
+                self.keys.load(wanted)
         except Exception as error:
             log.error("reload failed; nothing is changed", why=str(error).splitlines())
             return
@@ -125,6 +137,23 @@ class Running:
         self._before = wanted
         log.info("reloaded", changed=changed, need_restart=need_restart, certificate=tls is not None)
         configure_logging(self.settings.log_format, self.settings.log_level, sys.stderr)
+
+
+def check_open(settings: Settings, addresses: Sequence[str]) -> None:
+    """See that nobody opens a server that listens at these addresses to the world without meaning to.
+
+    Raises:
+        StartError: anyone who reaches the address could chat, and nobody has said that this is meant.
+    """
+    if settings.insecure:
+        log.warning("insecure: everyone who reaches this server may do everything")
+    elif not settings.anonymous and not settings.has_keys:
+        reachable = [address for address in addresses if not is_loopback(address)]
+        if reachable:
+            raise StartError(
+                f"whoever reaches {', '.join(reachable)} could chat: configure tokens (token_hmac_secret, "
+                "token_public_keys or token_jwks), or say that strangers are welcome: anonymous = true, or --open"
+            )
 
 
 async def serve_socket(

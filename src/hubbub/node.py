@@ -4,6 +4,7 @@
     ├─ hub task               the only task that changes rooms
     ├─ heartbeat              one for all connections
     ├─ expiry                 one for all histories
+    ├─ keys                   reads the key set at a URL, again and again
     ├─ turnstile              those who come or go at one moment take turns
     └─ connections nursery    drained before the above end
        └─ FrontDoor.serve     one a connection, with a nursery of its own
@@ -17,10 +18,14 @@ the connections nursery.
 
 import contextlib
 import random
+import time
 from collections.abc import AsyncIterator
 
 import trio
 
+from hubbub.auth.access import Access
+from hubbub.auth.keys import KeyRing
+from hubbub.auth.tokens import Verifier
 from hubbub.config import Settings
 from hubbub.connection.connection import Connection, Services
 from hubbub.connection.heartbeat import run_heartbeat
@@ -32,6 +37,7 @@ from hubbub.hub.inbox import Inbox
 from hubbub.hub.state import Hub
 from hubbub.hub.task import run_hub
 from hubbub.model.end import End
+from hubbub.web.admission import Admission
 from hubbub.web.front_door import FrontDoor
 from hubbub.web.metrics import Metrics
 
@@ -72,7 +78,11 @@ class Node:
             self.metrics.count_end,
             rng,
         )
-        self.front_door = FrontDoor(services, self.metrics)
+        self.keys = KeyRing(settings)
+        self.keys.load(settings)
+        verifier = Verifier(settings, self.keys, time.time)
+        admission = Admission(settings, Access(settings, verifier, trio.current_time, time.time), trio.current_time)
+        self.front_door = FrontDoor(services, self.metrics, admission)
 
     def evict_fullest(self) -> None:
         """Evict the connection for which most waits. Never waits."""
@@ -103,6 +113,7 @@ async def open_node(settings: Settings, rng: random.Random) -> AsyncIterator[tup
         housekeeping.start_soon(run_hub, node.hub, node.inbox, settings)
         housekeeping.start_soon(run_heartbeat, node.connections, settings)
         housekeeping.start_soon(run_expiry, node.hub, settings)
+        housekeeping.start_soon(node.keys.run)
         housekeeping.start_soon(node.turnstile.keep)
         async with trio.open_nursery() as connections:
             yield node, connections

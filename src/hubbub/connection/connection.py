@@ -18,7 +18,7 @@ Rules:
 import contextlib
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 import structlog
@@ -152,6 +152,7 @@ class Connection:
         "pulse",
         "said_goodbye",
         "session",
+        "was_in",
         "wire",
     )
 
@@ -167,6 +168,7 @@ class Connection:
         self.member = Member("", str(uuid.UUID(int=services.rng.getrandbits(128), version=4)))
         self.conversation = upgrade.converse(self, self.member)
         self.gone = False
+        self.was_in: Mapping[str, bool] = {}
         self.ended: End | None = None
         self.detail = ""  # more about the end, for the peer and the log
         self.code: int | None = None  # of the Close: ours, or the peer's if that came first
@@ -209,6 +211,10 @@ class Connection:
     def evict(self, end: End, detail: str = "") -> None:
         """As `end`: the hub's word for it."""
         self.end(end, detail)
+
+    def introduce(self, member: Member) -> None:
+        """Be seen like this from now on."""
+        self.member = member
 
     def flush(self) -> None:
         """Send the replies that have been given, unless it has left the hub: as long as there are pushes."""

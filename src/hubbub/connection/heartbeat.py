@@ -7,7 +7,7 @@ Rules:
    a ping behind a full socket buffer takes its time. What only fills our own kernel's buffer is no life.
 3. The pong's deadline starts when the ping has *left* the outbox, and stands still while the connection's reader
    waits for us: a peer isn't blamed for our backlog.
-4. Who hasn't introduced itself after `stale_seconds_max`, where its dialect wants that, is cut off as well.
+4. Who is overdue in its dialect (hasn't introduced itself, hasn't brought a new token) is cut off as well.
 5. The clock is looked at some times an interval: a silent peer is cut off a look late, never early.
 """
 
@@ -82,5 +82,5 @@ def _look(connection: "Connection", now: float, settings: Settings) -> None:
         pulse.bytes_taken, pulse.alive = taken, now
     elif now - pulse.alive >= settings.pong_seconds_max:
         connection.end(End.NO_PONG)
-    if not connection.conversation.is_established and now - connection.opened_at >= settings.stale_seconds_max:
-        connection.end(End.STALE)
+    if overdue := connection.conversation.overdue(now):
+        connection.end(overdue)

@@ -25,7 +25,7 @@ from hubbub.connection.outbox import Outbox
 from hubbub.core.rate import Bucket
 from hubbub.dialects.base import Conversation
 from hubbub.hub.inbox import Inbox
-from hubbub.model.command import Command, Publish, ReadHistory, ReadPresence, Subscribe, Tell, Unsubscribe
+from hubbub.model.command import Command, Enter, Publish, ReadHistory, ReadPresence, Subscribe, Tell, Unsubscribe
 from hubbub.model.end import End
 
 log = structlog.get_logger()
@@ -134,7 +134,7 @@ class Session:
             namespace = self._settings.namespace(command.room)
             if namespace is not None and namespace.join_leave:
                 return self._crowd(command.room), 0.0
-        return 1.0, 0.0
+        return float(len(command.subscriptions)) if isinstance(command, Enter) else 1.0, 0.0
 
     def _crowd(self, room: str) -> float:
         return max(1.0, self._occupancy(room) / self._settings.rate_occupancy)
@@ -179,6 +179,8 @@ def asks_for_much(command: Command) -> bool:
     match command:
         case Subscribe():
             return command.since is not None
+        case Enter():
+            return any(subscription.since is not None for subscription in command.subscriptions)
         case ReadHistory():
             return command.limit != 0
     return isinstance(command, ReadPresence)

@@ -21,11 +21,12 @@ class Room:
     Attributes:
         watchers: who is told of joins and leaves.
         announced: of whom they have been told: when one of these goes, there is a leave.
+        by_token: who has come in by a token for this room.
         newcomers: who has joined since the room last handed out, and how much was waiting then: it isn't theirs.
         top: of what has been handed out; in the beginning, the room's when it was opened.
     """
 
-    __slots__ = ("announced", "groups", "name", "newcomers", "occupancy", "top", "watchers")
+    __slots__ = ("announced", "by_token", "groups", "name", "newcomers", "occupancy", "top", "watchers")
 
     def __init__(self, name: str, top: Position) -> None:
         self.name = name
@@ -33,6 +34,7 @@ class Room:
         self.occupancy = 0
         self.watchers: set[Subscriber] = set()
         self.announced: set[Subscriber] = set()
+        self.by_token: set[Subscriber] = set()
         self.newcomers: dict[Subscriber, int] = {}
         self.top = top
 
@@ -50,6 +52,7 @@ class Room:
             del self.groups[subscriber.encoder]
         self.watchers.discard(subscriber)
         self.announced.discard(subscriber)
+        self.by_token.discard(subscriber)
         self.newcomers.pop(subscriber, None)
         self.occupancy -= 1
 
@@ -87,7 +90,14 @@ class Rooms:
         return list(self._rooms_of.get(subscriber, ()))
 
     def subscribe(
-        self, subscriber: Subscriber, name: str, top: Position, *, waiting: int = 0, watches: bool = False
+        self,
+        subscriber: Subscriber,
+        name: str,
+        top: Position,
+        *,
+        waiting: int = 0,
+        watches: bool = False,
+        by_token: bool = False,
     ) -> None:
         """Add the subscriber to the room, opening it if need be; nothing changes if it is there already.
 
@@ -95,6 +105,7 @@ class Rooms:
             top: the room's position now.
             waiting: how much waits there to be handed out, none of it for the newcomer.
             watches: whether it is told of joins and leaves.
+            by_token: whether it has shown a token for the room.
         """
         room = self._rooms.get(name)
         if room is None:
@@ -107,6 +118,8 @@ class Rooms:
             room.newcomers[subscriber] = waiting
         if watches:
             room.watchers.add(subscriber)
+        if by_token:
+            room.by_token.add(subscriber)
         room.occupancy += 1
         self._rooms_of.setdefault(subscriber, {})[name] = room
         self._subscriptions += 1

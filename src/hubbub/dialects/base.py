@@ -40,9 +40,8 @@ class Conversation(Protocol):
         """What the log says of it: its room, or its user."""
         ...
 
-    @property
-    def is_established(self) -> bool:
-        """Whether the peer has introduced itself; until then it is only tolerated (`stale_seconds_max`)."""
+    def overdue(self, now: float) -> End | None:
+        """Return why the connection must end by now, if it must; asked now and then."""
         ...
 
     def opening(self, reply: Reply) -> Subscribe | None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from hubbub.auth.access import Credentials
 from hubbub.core.frames import BINARY, PING, TEXT, encode_frame
 from hubbub.model.command import Command, Publish, Reply, Subscribe
 from hubbub.model.end import Disconnect, End
@@ -26,7 +27,8 @@ DISCONNECTS = {
     End.TOO_MANY_FRAGMENTS: Disconnect(1008, "message has too many fragments"),
     End.TOO_MANY_CONTROL_FRAMES: Disconnect(1008, "too many control frames"),
     End.TOO_FAST: Disconnect(1008, "too many messages"),
-    End.NOT_PERMITTED: Disconnect(1008, "not permitted"),
+    End.NOT_PERMITTED: Disconnect(1008, "not permitted to publish here"),
+    End.EXPIRED: Disconnect(1008, "the token has expired"),
     End.NO_PONG: Disconnect(1011, "no pong"),
     End.SLOW_CONSUMER: Disconnect(1013, "slow consumer"),
     End.SHUTDOWN: Disconnect(1001, "server is shutting down"),
@@ -65,20 +67,21 @@ class PlainConversation:
 
     Args:
         subscriber: the connection.
-        member: how others see it.
+        member: how others would see it without a token.
+        who: what its token says.
         room: its room.
         history: how many of the room's last publications it gets first.
     """
 
-    __slots__ = ("_history", "_subscriber", "member", "room")
+    __slots__ = ("_ends_at", "_history", "_subscriber", "member", "room")
 
-    is_established = True
-
-    def __init__(self, subscriber: Subscriber, member: Member, room: str, history: int) -> None:
+    def __init__(self, subscriber: Subscriber, member: Member, who: Credentials, room: str, history: int) -> None:
         self._subscriber = subscriber
         self._history = history
-        self.member = member
+        self._ends_at = who.ends_at
+        self.member = Member(who.user, member.client, who.info)
         self.room = room
+        subscriber.introduce(self.member)
 
     @property
     def about(self) -> Mapping[str, str]:
@@ -92,6 +95,10 @@ class PlainConversation:
     def receive(self, data: bytes, binary: bool) -> Sequence[Command]:
         """Return the one command that a message is: publish it."""
         return (Publish(self.room, data, Kind.BINARY if binary else Kind.TEXT, self.member, asker=self._subscriber),)
+
+    def overdue(self, now: float) -> End | None:
+        """Its token can't be renewed: when it has expired, that's it."""
+        return End.EXPIRED if self._ends_at is not None and self._ends_at <= now else None
 
     def replies(self) -> bytes:
         """Nothing is ever replied."""

@@ -7,9 +7,10 @@ Rules:
    after: each publication once (P2).
 3. A leave takes effect at once: nothing is handed out to who has left, and nothing brings it back.
 4. What is handed out follows what was handed out before, or the room's subscribers are told that it doesn't (P2).
-5. An exception in a room's step ends that room, not the node: its subscribers are told, its history is lost. One in
+5. What a client may do is decided in the step that would do it: `hubbub.auth.permissions`.
+6. An exception in a room's step ends that room, not the node: its subscribers are told, its history is lost. One in
    an answer ends the connection that it is for.
-6. Every question gets one answer. Answers wait in their asker until `flush`.
+7. Every question gets one answer. Answers wait in their asker until `flush`.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 import structlog
 
+from hubbub.auth.permissions import Standing, Who, may, may_subscribe
 from hubbub.config import Settings
 from hubbub.core.idempotency import Results
 from hubbub.core.recovery import recover
@@ -27,6 +29,7 @@ from hubbub.model.command import (
     Answer,
     Command,
     Done,
+    Enter,
     Past,
     Present,
     Publish,
@@ -111,7 +114,7 @@ class Hub:
             self._owes_ack = True
             self._answer(command.asker, command.reply, answer)
         elif type(answer) is Refused and command.asker is not None:
-            command.asker.evict(End.NOT_PERMITTED, answer.why.value)
+            command.asker.evict(End.NOT_PERMITTED, "" if answer.why is Refusal.DENIED else answer.why.value)
         return self._waiting_bytes.get(command.room, 0) >= PIECE_BYTES_MAX
 
     def comes_after_what_waits(self, command: Command) -> bool:
@@ -121,27 +124,29 @@ class Hub:
         """
         if not self._owes_ack:
             return False
-        return isinstance(command, Subscribe | Unsubscribe) or (isinstance(command, Tell) and command.ends)
+        return isinstance(command, Subscribe | Enter | Unsubscribe) or (isinstance(command, Tell) and command.ends)
 
     def carry_out(self, command: Command, now: float) -> None:
         """Carry out any other command, and answer it."""
         if isinstance(command, Tell):
             self._answer(command.asker, lambda _: command.act(), DONE)
             return
+        if isinstance(command, Enter):
+            answers = [self._answer_to(subscription, now) for subscription in command.subscriptions]
+            entered = all(isinstance(answer, Subscribed) for answer in answers)
+            if not entered:  # all or none; nobody has heard of any yet
+                for room in self._rooms.rooms_of(command.asker):
+                    self._rooms.unsubscribe(command.asker, room)
+            self._answer(command.asker, lambda _: command.reply(answers), DONE)
+            if entered:
+                for subscription, answer in zip(command.subscriptions, answers, strict=True):
+                    self._announce(subscription, answer)
+            return
         assert not isinstance(command, Publish)
-        step = self._steps[type(command)]
-        answer: Answer
-        try:
-            answer = step(command, now) if not command.asker.gone else Refused(Refusal.STOPPING)
-        except Exception:
-            answer = self._end_room(command.room)
-        if type(answer) is Refused:
-            self._refused[answer.why] += 1
+        answer = self._answer_to(command, now)
         self._answer(command.asker, command.reply, answer)
-        if type(command) is Subscribe:
-            command.asker.flush()  # before anything of the room's
-            if isinstance(answer, Subscribed):
-                self._announce(command.asker, command.room)
+        if isinstance(command, Subscribe):
+            self._announce(command, answer)
 
     def flush(self) -> None:
         """Let everyone send the answers that it has been given."""
@@ -151,8 +156,10 @@ class Hub:
 
     def leave(self, subscriber: Subscriber) -> None:
         """Take a subscriber out of all its rooms."""
-        for room in self._rooms.rooms_of(subscriber):
-            self._part(subscriber, room)
+        rooms = self._rooms.rooms_of(subscriber)
+        subscriber.was_in = {name: subscriber in room.by_token for name in rooms if (room := self._rooms.get(name))}
+        for name in rooms:
+            self._part(subscriber, name)
 
     def expire(self, now: float) -> bool:
         """Drop what is too old; True if there may be more than one step can do."""
@@ -198,6 +205,8 @@ class Hub:
         namespace = self._settings.namespace(room)
         if namespace is None:
             return Refused(Refusal.UNKNOWN_NAMESPACE)
+        if command.asker is not None and not self._may(namespace.allow_publish, command.asker, room):
+            return Refused(Refusal.DENIED)
         scope = ""
         if key:
             scope = f"user {command.publisher.user}" if command.publisher is not None else "server"
@@ -225,6 +234,8 @@ class Hub:
         room = self._rooms.get(name)
         if room is not None and subscriber in room:
             return Refused(Refusal.ALREADY_SUBSCRIBED)
+        if not self._may_subscribe(namespace.allow_subscribe, command):
+            return Refused(Refusal.DENIED)
         if room is None and len(self._rooms) >= limits.rooms_max:
             return Refused(Refusal.TOO_MANY_ROOMS)
         if room is not None and limits.subscribers_max and room.occupancy >= limits.subscribers_max:
@@ -235,9 +246,16 @@ class Hub:
         answer = self._joined(command, recoverable, now)
         if command.insist and command.since is not None and not answer.recovered:
             return Refused(Refusal.UNRECOVERABLE)
-        watches = namespace.join_leave and command.joins is not None and (namespace.force_join_leave or command.joins)
-        waiting = len(self._waiting.get(name, ()))
-        self._rooms.subscribe(subscriber, name, answer.position, waiting=waiting, watches=watches)
+        standing = Standing(subscriber.member.user, subscribed=True, by_token=command.by_token)
+        told = command.joins is not None and (limits.insecure or may(namespace.allow_presence, standing))
+        self._rooms.subscribe(
+            subscriber,
+            name,
+            answer.position,
+            waiting=len(self._waiting.get(name, ())),
+            watches=told and namespace.join_leave and (namespace.force_join_leave or bool(command.joins)),
+            by_token=command.by_token,
+        )
         positioned = recoverable or namespace.force_positioning or command.positioned
         return msgspec.structs.replace(answer, positioned=positioned, recoverable=recoverable)
 
@@ -267,6 +285,8 @@ class Hub:
             return Refused(Refusal.UNKNOWN_NAMESPACE)
         if not namespace.history_size:
             return Refused(Refusal.SWITCHED_OFF)
+        if not self._may(namespace.allow_history, command.asker, command.room):
+            return Refused(Refusal.DENIED)
         most = self._settings.recovery_publications_max
         limit = most if command.limit < 0 else min(command.limit, most)
         since = command.since
@@ -283,10 +303,42 @@ class Hub:
             return Refused(Refusal.UNKNOWN_NAMESPACE)
         if not namespace.presence:
             return Refused(Refusal.SWITCHED_OFF)
+        if not self._may(namespace.allow_presence, command.asker, command.room):
+            return Refused(Refusal.DENIED)
         room = self._rooms.get(command.room)
         return Present([subscriber.member for subscriber in room.subscribers()] if room is not None else [])
 
     # -- parts of steps
+
+    def _answer_to(self, command: Subscribe | Unsubscribe | ReadHistory | ReadPresence, now: float) -> Answer:
+        answer: Answer
+        try:
+            answer = self._steps[type(command)](command, now) if not command.asker.gone else Refused(Refusal.STOPPING)
+        except Exception:
+            answer = self._end_room(command.room)
+        if type(answer) is Refused:
+            self._refused[answer.why] += 1
+        return answer
+
+    def _announce(self, command: Subscribe, answer: Answer) -> None:
+        command.asker.flush()  # its reply goes before anything of the room's
+        namespace, room = self._settings.namespace(command.room), self._rooms.get(command.room)
+        if isinstance(answer, Subscribed) and room is not None and namespace is not None and namespace.join_leave:
+            room.announced.add(command.asker)
+            self._happen(command.room, Presence(command.room, command.asker.member, joined=True))
+
+    def _may(self, who: Who, asker: Subscriber, name: str) -> bool:
+        if who == "anonymous" or self._settings.insecure:
+            return True
+        room, user = self._rooms.get(name), asker.member.user
+        if room is not None and asker in room:
+            return may(who, Standing(user, subscribed=True, by_token=asker in room.by_token))
+        # What a connection has said before its end may be carried out only after its leave.
+        return may(who, Standing(user, subscribed=name in asker.was_in, by_token=asker.was_in.get(name, False)))
+
+    def _may_subscribe(self, who: Who, command: Subscribe) -> bool:
+        standing = Standing(command.asker.member.user, by_token=command.by_token)
+        return command.by_server or self._settings.insecure or may_subscribe(who, command.room, standing)
 
     def _happen(self, room: str, event: Publication | Presence) -> None:
         waiting = self._waiting.get(room)
@@ -294,12 +346,6 @@ class Hub:
             self._waiting[room] = [event]
         else:
             waiting.append(event)
-
-    def _announce(self, subscriber: Subscriber, name: str) -> None:
-        namespace, room = self._settings.namespace(name), self._rooms.get(name)
-        if room is not None and namespace is not None and namespace.join_leave:
-            room.announced.add(subscriber)
-            self._happen(name, Presence(name, subscriber.member, joined=True))
 
     def _part(self, subscriber: Subscriber, name: str) -> None:
         room = self._rooms.get(name)

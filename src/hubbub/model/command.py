@@ -23,6 +23,7 @@ class Refusal(enum.Enum):
     """Why a command wasn't carried out. Dialects have codes for these."""
 
     UNKNOWN_NAMESPACE = "the room's namespace isn't configured"
+    DENIED = "not permitted in this room"
     ALREADY_SUBSCRIBED = "already subscribed"
     TOO_MANY_SUBSCRIPTIONS = "this client has rooms_per_connection_max rooms already"
     TOO_MANY_ROOMS = "there are rooms_max rooms already"
@@ -91,7 +92,7 @@ class Publish(msgspec.Struct, frozen=True):
     Attributes:
         publisher: who says it.
         idempotency_key: with it, a repeat of the same user in the same room isn't a second publication; "": none.
-        asker: who asks; None: the server itself.
+        asker: whose permission counts; None: the server itself.
         reply: None where nobody waits for the answer; an asker that is refused is then disconnected.
     """
 
@@ -129,6 +130,8 @@ class Subscribe(_Question, frozen=True):
         insist: whether to refuse where that can't be recovered.
         positioned, recoverable: what it would like to have.
         joins: whether it would like to be told of joins and leaves; None: it has no words for them.
+        by_token: whether it has shown a token for this room.
+        by_server: whether it is the server that wants it there.
     """
 
     history: int = 0
@@ -137,6 +140,21 @@ class Subscribe(_Question, frozen=True):
     positioned: bool = False
     recoverable: bool = False
     joins: bool | None = None
+    by_token: bool = False
+    by_server: bool = False
+
+
+class Enter(msgspec.Struct, frozen=True):
+    """Subscribe to several rooms in one step; `reply` gets all the answers before anything of the rooms' comes."""
+
+    asker: "Subscriber"
+    subscriptions: Sequence[Subscribe]
+    reply: Callable[[Sequence[Answer]], None]
+
+    @property
+    def size_bytes(self) -> int:
+        """What it weighs in the hub's inbox."""
+        return COMMAND_OVERHEAD_BYTES * (1 + len(self.subscriptions))
 
 
 class Unsubscribe(_Question, frozen=True):
@@ -177,4 +195,4 @@ class Tell(msgspec.Struct, frozen=True):
         return COMMAND_OVERHEAD_BYTES
 
 
-Command: TypeAlias = Publish | Subscribe | Unsubscribe | ReadHistory | ReadPresence | Tell
+Command: TypeAlias = Publish | Subscribe | Enter | Unsubscribe | ReadHistory | ReadPresence | Tell

@@ -26,6 +26,8 @@ class End(enum.Enum):
     NOT_AVAILABLE = "not_available"  # a command that nothing here listens to
     INVALID_TOKEN = "invalid_token"
     NOT_PERMITTED = "not_permitted"
+    EXPIRED = "expired"  # brought no new token in time
+    SUBSCRIPTION_EXPIRED = "subscription_expired"  # nor for a room
     STALE = "stale"  # didn't introduce itself in time
     NO_PONG = "no_pong"
     SLOW_CONSUMER = "slow_consumer"  # evicted: its outbox was over a limit

@@ -1,6 +1,7 @@
 """What the hub knows of a connection: no more than this."""
 
 import enum
+from collections.abc import Mapping
 from typing import Protocol
 
 from hubbub.model.end import End
@@ -27,7 +28,13 @@ class Encoder(Protocol):
 
 
 class Subscriber(Protocol):
-    """One connection as the hub sees it. Hashed and compared by identity."""
+    """One connection as the hub sees it. Hashed and compared by identity.
+
+    Attributes:
+        was_in: the rooms in which it was when it left the hub, each with whether by a token; kept for the hub.
+    """
+
+    was_in: Mapping[str, bool]
 
     @property
     def encoder(self) -> Encoder:
@@ -42,6 +49,10 @@ class Subscriber(Protocol):
     @property
     def member(self) -> Member:
         """How others see it."""
+        ...
+
+    def introduce(self, member: Member) -> None:
+        """Be seen like this by others, from now on; before it joins any room."""
         ...
 
     def offer(self, data: bytes, frames: int) -> None:

@@ -22,6 +22,7 @@ from hubbub.connection.connection import Services, Upgrade, serve_connection
 from hubbub.connection.linger import linger
 from hubbub.connection.transport import TlsTransport, Transport
 from hubbub.web.addresses import Addresses
+from hubbub.web.admission import Admission
 from hubbub.web.http import HttpConnection, HttpError, Request, Response
 from hubbub.web.metrics import Metrics
 from hubbub.web.routes import House, Routes, Visit
@@ -38,13 +39,14 @@ class FrontDoor:
     Args:
         services: what connections share.
         metrics: counts, and answers /metrics.
+        admission: who becomes what.
     """
 
-    def __init__(self, services: Services, metrics: Metrics) -> None:
+    def __init__(self, services: Services, metrics: Metrics, admission: Admission) -> None:
         self._services = services
         self._settings = services.settings
         self._metrics = metrics
-        self._routes = Routes(services.settings, metrics)
+        self._routes = Routes(services.settings, metrics, admission)
         self._addresses = Addresses()
         self._waiting: set[trio.CancelScope] = set()  # those that wait for a request
         self._serving = 0

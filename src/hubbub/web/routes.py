@@ -7,18 +7,15 @@ What is wrong is an `HttpError` that says what, and what is allowed.
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import msgspec
 
 from hubbub.auth.origins import is_host_allowed, is_origin_allowed, split_host
 from hubbub.config import Settings
 from hubbub.connection.connection import Upgrade
-from hubbub.dialects.centrifugo.conversation import Conversation
 from hubbub.dialects.centrifugo.dialect import CentrifugoDialect
-from hubbub.dialects.plain import PlainConversation, PlainDialect
-from hubbub.model.publication import Member
-from hubbub.model.subscriber import Subscriber
+from hubbub.dialects.plain import PlainDialect
+from hubbub.web.admission import Admission
 from hubbub.web.http import HttpError, Request, Response
 from hubbub.web.metrics import CONTENT_TYPE, Metrics
 from hubbub.web.site import load_site
@@ -27,9 +24,7 @@ from hubbub.web.upgrade import (
     STRUCTURED_PATH,
     check_handshake,
     choose_subprotocol,
-    read_history,
-    read_native_pings,
-    read_room,
+    is_plain,
 )
 
 READABLE = ("GET", "HEAD")
@@ -72,11 +67,13 @@ class Routes:
     Args:
         settings: hosts, origins, limits.
         metrics: for /metrics.
+        admission: who becomes what.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, admission: Admission) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._admission = admission
         self._site = load_site()
         self._plain = PlainDialect()
         self._structured = CentrifugoDialect()
@@ -101,21 +98,20 @@ class Routes:
         if visit.operators:
             raise HttpError(404, f"there is nothing here; there are {', '.join(OPERATORS)}")
         self._check_room_for_one_more(visit, house)
-        if path in (STRUCTURED_PATH, PLAIN_PATH) or path.startswith(PLAIN_PATH + "/"):
+        if path == STRUCTURED_PATH or (self._settings.plain and is_plain(path)):
             _check_method(request, ("GET",))
             self._check_sockets(house)
             subprotocol = choose_subprotocol(request) if path == STRUCTURED_PATH else None
             head = check_handshake(request, subprotocol)
             self._check_origin(request, host, visit)
             if path == STRUCTURED_PATH:
-                converse = partial(self._converse, native_pings=read_native_pings(query))
+                converse = self._admission.structured(query)
                 return Upgrade(head, leftover, subprotocol, self._structured, converse, visit.peer)
-            plain = partial(PlainConversation, room=self._read_room(path), history=read_history(query))
-            return Upgrade(head, leftover, None, self._plain, plain, visit.peer)
+            return Upgrade(head, leftover, None, self._plain, self._admission.plain(path, query), visit.peer)
         if path in self._site:
             _check_method(request, READABLE)
             return self._site[path]
-        paths = ["/", PLAIN_PATH, f"{PLAIN_PATH}/ROOM", STRUCTURED_PATH, "/health"]
+        paths = ["/", *[PLAIN_PATH, f"{PLAIN_PATH}/ROOM"] * self._settings.plain, STRUCTURED_PATH, "/health"]
         paths += ["/metrics"] * (not self._settings.metrics_address)
         raise HttpError(404, f"there is nothing here; there are {', '.join(paths)}")
 
@@ -135,16 +131,6 @@ class Routes:
         if house.websockets >= self._settings.connections_max:
             self._metrics.count_refusal("connections_max")
             raise HttpError(503, f"there are connections_max = {self._settings.connections_max} already", close=True)
-
-    def _converse(self, subscriber: Subscriber, member: Member, native_pings: bool) -> Conversation:
-        return Conversation(subscriber, member, self._settings, native_pings)
-
-    def _read_room(self, path: str) -> str:
-        room = read_room(path)
-        if self._settings.namespace(room) is None:
-            known = _listed(sorted(self._settings.namespaces), "none")
-            raise HttpError(404, f"namespace: got {room.partition(':')[0]!a}, configured: {known}")
-        return room
 
     def _check_origin(self, request: Request, host: tuple[str, int | None], visit: Visit) -> None:
         origins = request.fields("origin")

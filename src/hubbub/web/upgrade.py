@@ -64,9 +64,20 @@ def choose_subprotocol(request: Request) -> str | None:
     return SUBPROTOCOL if offered else None
 
 
+def read_token(query: str) -> str:
+    """Return the `token` option of a query; "" if it isn't there."""
+    values = [value for key, _, value in (part.partition("=") for part in query.split("&")) if key == "token"]
+    return values[0] if len(values) == 1 else ".".join(values)  # two are none: what doesn't fit is refused
+
+
 def read_native_pings(query: str) -> bool:
     """Return whether a structured client asks for pings of RFC 6455 instead of its protocol's own."""
     return "cf_ws_frame_ping_pong=true" in query.split("&")
+
+
+def is_plain(path: str) -> bool:
+    """Return whether the path is one of the plain dialect."""
+    return path == PLAIN_PATH or path.startswith(PLAIN_PATH + "/")
 
 
 def read_room(path: str) -> str:

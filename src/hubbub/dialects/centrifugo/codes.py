@@ -9,6 +9,8 @@ import msgspec
 
 from hubbub.model.command import Refusal
 from hubbub.model.end import Disconnect, End
+from hubbub.model.errors import RoomNameError
+from hubbub.model.names import check_room_name
 from hubbub.model.subscriber import Loss
 
 
@@ -31,11 +33,13 @@ ALREADY_SUBSCRIBED = Error(105, "already subscribed")
 LIMIT_EXCEEDED = Error(106, "limit exceeded")
 BAD_REQUEST = Error(107, "bad request")
 NOT_AVAILABLE = Error(108, "not available")
+TOKEN_EXPIRED = Error(109, "token expired")
 TOO_MANY_REQUESTS = Error(111, "too many requests", temporary=True)
 UNRECOVERABLE = Error(112, "unrecoverable position")
 
 ERRORS = {
     Refusal.UNKNOWN_NAMESPACE: UNKNOWN_CHANNEL,
+    Refusal.DENIED: PERMISSION_DENIED,
     Refusal.ALREADY_SUBSCRIBED: ALREADY_SUBSCRIBED,
     Refusal.TOO_MANY_SUBSCRIPTIONS: LIMIT_EXCEEDED,
     Refusal.TOO_MANY_ROOMS: LIMIT_EXCEEDED,
@@ -56,6 +60,8 @@ UNSUBSCRIBES = {
 DISCONNECTS = {
     End.SHUTDOWN: Disconnect(3001, "shutdown"),
     End.INTERNAL_ERROR: Disconnect(3004, "internal server error"),
+    End.EXPIRED: Disconnect(3005, "connection expired"),
+    End.SUBSCRIPTION_EXPIRED: Disconnect(3006, "subscription expired"),
     End.SLOW_CONSUMER: Disconnect(3008, "slow"),
     End.NO_PONG: Disconnect(3012, "no pong"),
     End.TOO_FAST: Disconnect(3013, "too many requests"),
@@ -70,3 +76,35 @@ DISCONNECTS = {
     End.MESSAGE_TOO_LARGE: Disconnect(1009, "message too large"),
 }
 """Ends that aren't here leave nobody to tell, or are answered by trio-websocket (protocol errors, Close)."""
+
+
+class RefusedError(Exception):
+    """The command gets this error, and the conversation goes on."""
+
+    def __init__(self, error: Error) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class FatalError(Exception):
+    """The connection ends; `detail` says more than `end`."""
+
+    def __init__(self, end: End, detail: str) -> None:
+        super().__init__(detail)
+        self.end = end
+        self.detail = detail
+
+
+def room_of(name: str | None) -> str:
+    """Return the room that a command is for.
+
+    Raises:
+        FatalError: it names none.
+        RefusedError: no room may be called so.
+    """
+    if not name:
+        raise FatalError(End.BAD_REQUEST, "a command without its channel")
+    try:
+        return check_room_name(name)
+    except RoomNameError as error:
+        raise RefusedError(BAD_REQUEST.because(str(error))) from error

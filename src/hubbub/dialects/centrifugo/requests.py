@@ -22,6 +22,7 @@ class Connect(msgspec.Struct):
     token: Text = None
     name: Annotated[str, Meta(max_length=16)] | None = None
     version: Annotated[str, Meta(max_length=64)] | None = None
+    subs: "dict[str, Subscribe] | None" = None
 
 
 class Subscribe(msgspec.Struct):
@@ -126,6 +127,30 @@ def decode(line: bytes) -> Request:
         raise MalformedRequestError(str(error)) from error
     except RecursionError as error:
         raise MalformedRequestError("JSON is nested too deeply") from error
+
+
+def lines_of(frame: bytes, lines_max: int) -> list[bytes]:
+    """Return the lines of a frame that hold anything.
+
+    Raises:
+        MalformedRequestError: there are none, or too many.
+    """
+    is_long = frame.count(b"\n") > lines_max  # then it isn't even taken apart: it may be a megabyte of nothing
+    lines = [] if is_long else [line for line in frame.split(b"\n") if line.strip()]
+    if is_long or len(lines) > lines_max:
+        raise MalformedRequestError(f"over message_commands_max = {lines_max} commands")
+    if not lines:
+        raise MalformedRequestError("a frame without a command")
+    return lines
+
+
+def fault_of(data: bytes, depth_max: int) -> str:
+    """Return why JSON isn't fit to be published to readers of all kinds; "" if it is."""
+    if is_deeper(data, depth_max):
+        return f"data is nested deeper than message_depth_max = {depth_max}"
+    if has_longer_number(data):
+        return f"data has a number of over {DIGITS_MAX} digits"
+    return ""
 
 
 def is_deeper(data: bytes, depth_max: int) -> bool:
