@@ -65,7 +65,15 @@ WAITS = {
     "connection.outbox.Outbox.flushed": {"wait"},
     # The body: for the hub's answer before the 101, then for messages, the end, the goodbye; each with a deadline.
     "connection.connection.serve_connection": {"linger", "run"},
-    "connection.connection.Connection.run": {"_join", "_open", "_say_goodbye", "_serve", "_take_the_rest", "flushed"},
+    "connection.connection.Connection.run": {
+        "_join",
+        "_open",
+        "_say_goodbye",
+        "_serve",
+        "_take_the_rest",
+        "flushed",
+        "pass_through",
+    },
     "connection.connection.Connection._join": {"put", "wait"},
     "connection.connection.Connection._open": {"accept", "wrap_server_stream"},
     "connection.connection.Connection._serve": {"_take", "get_message"},

@@ -83,7 +83,7 @@ def join(connections: Sequence[socket.socket], room: str) -> None:
 
 
 async def test_nine_hundred_histories_in_one_frame() -> None:
-    with open_daemon(log_level="warning", **DEFAULTS) as daemon:
+    with open_daemon(log_level="warning", allow_history="anonymous", **DEFAULTS) as daemon:
         await trio.to_thread.run_sync(fill, daemon, "big", 100, 10_000)
         ask = said(*({"id": n, "history": {"channel": "big", "limit": -1}} for n in range(2, 902)))
         with Memory(daemon) as memory:
@@ -129,7 +129,7 @@ async def test_frames_of_newlines_cost_what_they_weigh() -> None:
 async def test_a_hundred_rooms_recovered_by_a_slow_reader() -> None:
     """It has asked for 11 MB itself, in one frame as SDKs do: that is no reason to call it slow."""
     rooms = [f"room-{number}" for number in range(100)]
-    with open_daemon(log_level="warning") as daemon:
+    with open_daemon(log_level="warning", allow_history="anonymous") as daemon:
         for room in rooms:
             await trio.to_thread.run_sync(fill, daemon, room, 100, 1_100)
         async with open_structured(daemon.port) as client:

@@ -251,6 +251,7 @@ class Connection:
         log.debug("upgraded", peer=self._upgrade.peer, dialect=self.encoder.name, **self.conversation.about)
         await self._serve(websocket)
         self.leave()
+        await self._services.turnstile.pass_through()  # a thousand may have broken under one broadcast
         with trio.move_on_after(settings.close_seconds_max):
             await self._take_the_rest(websocket)
         if self.ended is End.SHUTDOWN:
