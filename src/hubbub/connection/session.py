@@ -96,12 +96,16 @@ class Session:
         self.handing_over = True
         unpaid = float(len(data))  # what isn't published has been read all the same
         for command in commands:
-            if asks_for_much(command):
-                await self._put_question(command)
-            else:
+            if type(command) is Publish:  # the hot path
                 await self._inbox.put(command)
-            weight, size = self._weigh(command)
-            if seconds := self._owed(weight, max(size, unpaid)):
+                weight = self._occupancy(command.room) / self._settings.rate_occupancy
+                if weight < 1.0:  # a call less
+                    weight = 1.0
+                size = len(command.data) * weight
+            else:
+                await (self._put_question(command) if asks_for_much(command) else self._inbox.put(command))
+                weight, size = self._weigh(command), 0.0
+            if seconds := self._owed(weight, max(unpaid, size)):
                 await self._wait(seconds)
             unpaid = 0.0
         self.handing_over = False
@@ -123,21 +127,19 @@ class Session:
         if self._pause is not None:
             self._pause.cancel()
 
-    def _weigh(self, command: Command) -> tuple[float, float]:
-        """Return as how many publications and bytes a command counts."""
-        if isinstance(command, Publish):
-            weight = self._crowd(command.room)
-            return weight, len(command.data) * weight
+    def _weigh(self, command: Command) -> float:
+        """Return as how many publications a command counts that is none."""
         if isinstance(command, ReadPresence):
-            return self._crowd(command.room), 0.0
+            return self._crowd(command.room)
         if isinstance(command, Subscribe | Unsubscribe):
             namespace = self._settings.namespace(command.room)
             if namespace is not None and namespace.join_leave:
-                return self._crowd(command.room), 0.0
-        return float(len(command.subscriptions)) if isinstance(command, Enter) else 1.0, 0.0
+                return self._crowd(command.room)
+        return float(len(command.subscriptions)) if isinstance(command, Enter) else 1.0
 
     def _crowd(self, room: str) -> float:
-        return max(1.0, self._occupancy(room) / self._settings.rate_occupancy)
+        crowd = self._occupancy(room) / self._settings.rate_occupancy
+        return max(1.0, crowd)
 
     async def _put_question(self, command: Command) -> None:
         """Ask for something large once what was asked for before has been answered, and has left."""

@@ -45,12 +45,13 @@ class PlainDialect:
 
     def encode_publication(self, publication: Publication) -> bytes:
         """Return the data as one frame, of the kind it came in."""
-        data = publication.data
-        match publication.kind:
-            case Kind.BINARY:
-                return encode_frame(BINARY, data)
-            case Kind.JSON if data.startswith(b'"'):
-                return encode_frame(TEXT, msgspec.json.decode(data, type=str).encode())
+        data, kind = publication.data, publication.kind
+        if kind is Kind.TEXT:
+            return encode_frame(TEXT, data)
+        if kind is Kind.BINARY:
+            return encode_frame(BINARY, data)
+        if data.startswith(b'"'):
+            return encode_frame(TEXT, msgspec.json.decode(data, type=str).encode())
         return encode_frame(TEXT, data)
 
     def encode_presence(self, presence: Presence) -> bytes:

@@ -24,15 +24,18 @@ class Delivery(msgspec.Struct, frozen=True):
     offers: Sequence[Offer]
 
 
-def deliver(room: Room, newcomers: Mapping[Subscriber, int], events: Sequence[Event]) -> list[Delivery]:
+def deliver(
+    room: Room, newcomers: Mapping[Subscriber, int], events: Sequence[Event], publications: int
+) -> list[Delivery]:
     """Return who gets what.
 
     Args:
         room: with its subscribers.
         newcomers: those who have just joined, and how many of the events were before that.
         events: in their order.
+        publications: how many of them are publications.
     """
-    alike = not newcomers and not any(isinstance(event, Presence) for event in events)
+    alike = not newcomers and publications == len(events)
     deliveries: list[Delivery] = []
     for encoder, group in room.groups.items():
         if alike:

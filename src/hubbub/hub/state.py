@@ -202,11 +202,13 @@ class Hub:
 
     def _publish(self, command: Publish, now: float) -> Answer:
         room, key = command.room, command.idempotency_key
-        namespace = self._settings.namespace(room)
-        if namespace is None:
+        if (namespace := self._settings.namespace(room)) is None:
             return Refused(Refusal.UNKNOWN_NAMESPACE)
-        if command.asker is not None and not self._may(namespace.allow_publish, command.asker, room):
-            return Refused(Refusal.DENIED)
+        who, asker, opened = namespace.allow_publish, command.asker, self._rooms.get(room)
+        if who != "anonymous" and asker is not None:
+            is_in = opened is not None and asker in opened
+            if not (is_in and who == "subscribers") and not self._may(who, asker, room):
+                return Refused(Refusal.DENIED)
         scope = ""
         if key:
             scope = f"user {command.publisher.user}" if command.publisher is not None else "server"
@@ -219,7 +221,7 @@ class Hub:
         self._publications += 1
         if key:
             self._results.remember(room, scope, key, publication.position, now)
-        if room in self._rooms:
+        if opened is not None:
             self._happen(room, publication)
             self._waiting_bytes[room] = self._waiting_bytes.get(room, 0) + len(command.data)
         if command.reply is None:
@@ -370,7 +372,7 @@ class Hub:
             return []
         if publications:
             room.top = publications[-1].position
-        deliveries = deliver(room, newcomers, events)
+        deliveries = deliver(room, newcomers, events, len(publications))
         self._deliveries += sum(delivery.publications * len(delivery.offers) for delivery in deliveries)
         return deliveries
 

@@ -173,4 +173,6 @@ def has_longer_number(data: bytes) -> bool:
 def compact(value: msgspec.Raw) -> bytes:
     """Return a JSON value on one line, without insignificant white space; `decode` has checked that it is one."""
     data = bytes(value)
+    if data.startswith(b'"'):
+        return data  # whatever is in a string is significant
     return msgspec.json.format(data, indent=-1) if b" " in data or b"\t" in data or b"\r" in data else data
