@@ -103,7 +103,10 @@ class Session:
                     weight = 1.0
                 size = len(command.data) * weight
             else:
-                await (self._put_question(command) if asks_for_much(command) else self._inbox.put(command))
+                if asks_for_much(command):
+                    await self._put_question(command)
+                else:
+                    await self._inbox.put(command)
                 weight, size = self._weigh(command), 0.0
             if seconds := self._owed(weight, max(unpaid, size)):
                 await self._wait(seconds)
