@@ -396,21 +396,21 @@ async def test_the_fullest_outbox_is_evicted_not_the_newcomer(autojump_clock: Mo
         assert closed.code in (1013, 1006)
 
 
-async def test_who_is_evicted_already_isnt_chosen_again(autojump_clock: MockClock) -> None:
-    """What such a one still holds, a piece in the writer's hand, may be more than any other has: the next one goes."""
+async def test_who_is_evicted_and_still_holds_the_most_is_cut_off(autojump_clock: MockClock) -> None:
+    """What such a one has in hand, the frame that has begun, may be more than any other holds: nobody goes for that."""
     total = 80_000
     limits: dict[str, object] = {**UNHURRIED, **PATIENT, **NO_STALL, "outboxes_bytes_max": total}
     async with open_house(0, **limits, close_seconds_max=1000.0) as house:
         peers = []
-        for number, size in enumerate((60_000, *(30_000 for _ in range(10)))):
+        for number, size in enumerate((60_000, 15_000, 15_000, 15_000, 15_000)):
             peer, side = await house.connect(f"/chat/{number}", capacity=512)
             peers.append(peer)  # kept, for its connection to stay
             await peer.stream.send_all(client_frame(TEXT, b"x" * size, mask=bytes(4)))
             side.stall()
             await trio.sleep(0.1)
-        evicted = sum(connection.ended is not None for connection in house.node.connections)
-        assert evicted >= 9
-        assert house.node.outboxes.bytes <= total + 30_000
+            assert house.node.outboxes.bytes <= total + 15_000
+        assert len(house.node.connections) == 4  # the large one was evicted, and then cut off
+        assert [connection.ended for connection in house.node.connections] == [None] * 4
 
 
 async def test_the_longest_quiet_history_goes_first() -> None:

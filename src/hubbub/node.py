@@ -85,11 +85,18 @@ class Node:
         self.front_door = FrontDoor(services, self.metrics, admission)
 
     def evict_fullest(self) -> None:
-        """Evict the connection for which most waits. Never waits."""
-        candidates = (connection for connection in self.connections if connection.ended is None)
+        """Evict the connection for which most waits; one that was evicted and holds the most is cut off. Never waits.
+
+        So nobody is evicted for what an evicted one still has in hand.
+        """
+        candidates = (one for one in self.connections if one.ended in (None, End.SLOW_CONSUMER))
         fullest = max(candidates, key=lambda connection: connection.outbox.bytes_queued, default=None)
-        if fullest is not None:
+        if fullest is None:
+            return
+        if fullest.ended is None:
             fullest.outbox.evict()
+        else:
+            fullest.cut()
 
     async def drain(self) -> None:
         """Tell everyone that it is over, spread over some time; until its notice a client is served in full."""

@@ -231,6 +231,10 @@ class Connection:
             else:
                 self.outbox.offer(told)
 
+    def cut(self) -> None:
+        """End at once, without another word. Never waits or raises."""
+        self._nursery.cancel_scope.cancel()
+
     def leave(self) -> None:
         """Leave the hub. Idempotent; never waits or raises."""
         if not self.gone:

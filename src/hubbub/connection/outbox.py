@@ -74,7 +74,6 @@ class Backlog:
 
     __slots__ = (
         "_closed",
-        "_counts",
         "_put",
         "_take",
         "_total",
@@ -88,7 +87,6 @@ class Backlog:
     def __init__(self, total: OutboxTotal) -> None:
         self._total = total
         self._closed = False
-        self._counts = True  # in the total
         # `is_over` is the bound, by settings that may change meanwhile; here it would be one that can raise.
         self._put, self._take = trio.open_memory_channel[tuple[bytes, int]](math.inf)
         self.bytes = 0
@@ -133,15 +131,12 @@ class Backlog:
             self.frames -= frames
             self.count(-len(piece))
         self.dropping = True
-        self._total.add(-self.bytes)  # or the next ones would be evicted for what this one still holds
-        self._counts = False
 
     def count(self, count: int) -> None:
         """Count bytes that wait, or, negative, no longer: here and in the total."""
         if not self._closed:
             self.bytes += count
-            if self._counts:
-                self._total.add(count)
+            self._total.add(count)
 
     def close(self) -> None:
         """Close both ends of the memory channel."""
