@@ -316,6 +316,7 @@ async def test_systemd_hears_of_start_and_stop(systemd: Systemd) -> None:
     assert systemd.is_quiet()
 
 
+@pytest.mark.alone  # it measures time
 async def test_systemd_hears_the_watchdog(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice as often as it must, also while a drain takes its time."""
     monkeypatch.setenv("WATCHDOG_USEC", "400000")
