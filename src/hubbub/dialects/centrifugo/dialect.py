@@ -1,6 +1,7 @@
 """What happens in a room, as bytes: encoded once for all who hear it."""
 
 import base64
+import functools
 
 import msgspec
 
@@ -50,6 +51,7 @@ def encode_data(publication: Publication) -> bytes:
     return b'{"b64":"' + base64.b64encode(publication.data) + b'"}'
 
 
+@functools.lru_cache(maxsize=256)  # who talks, talks on
 def encode_member(member: Member) -> bytes:
     """Return what the protocol calls ClientInfo."""
     info = b',"conn_info":' + member.info if member.info else b""
@@ -58,4 +60,9 @@ def encode_member(member: Member) -> bytes:
 
 def encode_push(room: str, member: bytes) -> bytes:
     """Return the frame of a push: `member` is its one member besides the room, as JSON."""
-    return encode_frame(TEXT, b'{"push":{"channel":' + msgspec.json.encode(room) + b"," + member + b"}}")
+    return encode_frame(TEXT, _push_of(room) + member + b"}}")
+
+
+@functools.lru_cache(maxsize=256)
+def _push_of(room: str) -> bytes:
+    return b'{"push":{"channel":' + msgspec.json.encode(room) + b","
