@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from hubbub.auth.access import Credentials
-from hubbub.config import Namespace, Settings
+from hubbub.config import Settings
+from hubbub.config_types import Namespace
 from hubbub.core.frames import FIN, OPCODE, TEXT
 from hubbub.core.rooms import Rooms
 from hubbub.dialects.centrifugo.conversation import CentrifugoConversation
@@ -18,10 +19,11 @@ from hubbub.dialects.plain import PlainConversation, PlainDialect
 from hubbub.engines.memory import MemoryEngine
 from hubbub.hub.state import Hub
 from hubbub.model.command import Answer, Command, Publish, Refused, Subscribed
-from hubbub.model.end import End
+from hubbub.model.end import Disconnect, End
 from hubbub.model.publication import Member
+from hubbub.model.question import nothing_is_asked
 from hubbub.model.subscriber import Encoder, Loss
-from known import Known
+from known import Known, commands_of
 
 Json: TypeAlias = dict[str, Any]
 Frame: TypeAlias = tuple[int, bytes]
@@ -74,7 +76,7 @@ class Client:
         self.encoder = encoder
         self.member = Member(user, name)
         self.conversation = CentrifugoConversation(
-            self, self.member, settings, Known(settings, user), 0.0, native_pings=True
+            self, self.member, settings, Known(settings, user), nothing_is_asked, 0.0, native_pings=True
         )
         self.gone = self.left = False
         self.was_in: Mapping[str, bool] = {}
@@ -96,6 +98,9 @@ class Client:
             assert opcode == TEXT
             self.wire += [json.loads(line) for line in payload.split(b"\n")]
 
+    def dismiss(self, disconnect: Disconnect) -> None:
+        raise AssertionError
+
     def introduce(self, member: Member) -> None:
         self.member = member
 
@@ -105,7 +110,9 @@ class Client:
 
     def lose(self, room: str, loss: Loss) -> None:
         self.flush()
-        self.offer(self.conversation.lose(room, loss), 1)
+        told = self.conversation.lose(room, loss)
+        assert isinstance(told, bytes)
+        self.offer(told, 1)
 
     def evict(self, end: End, detail: str = "") -> None:
         self.flush()
@@ -122,8 +129,8 @@ class Client:
         asked, self.draft = self.draft, []
         if not asked:
             return []
-        commands = self.conversation.receive("\n".join(map(json.dumps, asked)).encode(), False)
-        return list(zip(commands, asked, strict=True))
+        frame = "\n".join(map(json.dumps, asked)).encode()
+        return list(zip(commands_of(self.conversation.receive(frame, False)), asked, strict=True))
 
     def check(self) -> None:
         """What was read is what must have been; as far as it goes, if the client has gone meanwhile."""
@@ -161,7 +168,7 @@ class PlainClient:
     def __init__(self, name: str, encoder: Encoder, room: str, history: int) -> None:
         self.encoder = encoder
         self.member = Member("", name)
-        self.conversation = PlainConversation(self, self.member, Credentials(), room, history)
+        self.conversation = PlainConversation(self, self.member, Credentials(), room, history, nothing_is_asked)
         self.room = room
         self.history = history
         self.gone = self.left = self.opened = False
@@ -185,6 +192,9 @@ class PlainClient:
         else:
             assert isinstance(answer, Refused)
             assert self.gone
+
+    def dismiss(self, disconnect: Disconnect) -> None:
+        raise AssertionError
 
     def introduce(self, member: Member) -> None:
         self.member = member
@@ -232,6 +242,11 @@ class Driver:
     def connect_plain(self, room: str, history: int = 0) -> PlainClient:
         """Return a plain client, not in its room yet."""
         return PlainClient(f"plain {next(self.names)}", self.plain, room, history)
+
+    def open_plain(self, client: PlainClient) -> None:
+        """Let a plain client join its room."""
+        (command,) = commands_of(client.conversation.opening(client.reply))
+        self.carry_out(command)
 
     def carry_out(self, command: Command) -> None:
         if isinstance(command, Publish):

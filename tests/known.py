@@ -1,9 +1,13 @@
-"""In place of tokens: everyone is who the test says."""
+"""In place of tokens: everyone is who the test says. And of a back end: nobody asks it."""
+
+from collections.abc import Iterable
 
 from hubbub.auth.access import Access, Credentials
 from hubbub.auth.keys import KeyRing
 from hubbub.auth.tokens import Verifier
 from hubbub.config import Settings
+from hubbub.model.command import Command
+from hubbub.model.question import Ask
 
 
 class Known(Access):
@@ -16,3 +20,12 @@ class Known(Access):
     def connect(self, token: str) -> Credentials:
         """Return that user; a token is refused, as there are no keys."""
         return super().connect(token) if token else Credentials(self._user)
+
+
+def commands_of(steps: Iterable[Command | Ask]) -> list[Command]:
+    """Return what a conversation gives where nothing is asked."""
+    commands = []
+    for step in steps:
+        assert not isinstance(step, Ask)
+        commands.append(step)
+    return commands

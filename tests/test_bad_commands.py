@@ -27,10 +27,11 @@ from hubbub.dialects.plain import PlainDialect
 from hubbub.engines.memory import MemoryEngine
 from hubbub.hub.state import Hub
 from hubbub.model.command import Answer, Command, Publish, Subscribe, Subscribed
-from hubbub.model.end import End
+from hubbub.model.end import Disconnect, End
 from hubbub.model.publication import Member
+from hubbub.model.question import nothing_is_asked
 from hubbub.model.subscriber import Encoder, Loss
-from known import Known
+from known import Known, commands_of
 from peers import SECONDS_MAX, Closed, open_peer
 from servers import Daemon, open_daemon, open_server
 from structured import Message, open_structured
@@ -516,6 +517,10 @@ class Ear:
             data, frames = data[stop:], frames - 1
         assert not frames
 
+    def dismiss(self, disconnect: Disconnect) -> None:
+        """No input may bring that about."""
+        raise AssertionError(disconnect)
+
     def introduce(self, member: Member) -> None:
         """Be that."""
         self.member = member
@@ -548,7 +553,7 @@ class Core:
         self.hub = Hub(MemoryEngine(limits, lambda: "e", rooms.__contains__), rooms, limits)
         self.ear = Ear(CentrifugoDialect())
         self.conversation = self.ear.conversation = CentrifugoConversation(
-            self.ear, self.ear.member, limits, Known(limits), 0.0, native_pings=False
+            self.ear, self.ear.member, limits, Known(limits), nothing_is_asked, 0.0, native_pings=False
         )
         for room in ("room", "other"):
             plain = Ear(PlainDialect())
@@ -565,6 +570,10 @@ class Core:
                 self.hub.carry_out(command, now=0.0)
         self._hand_out()
         assert self.hub.statistics().rooms_failed == 0
+
+    def hear(self, frame: bytes) -> None:
+        """Carry out what a frame says."""
+        self.carry_out(commands_of(self.conversation.receive(frame, False)))
 
     def _hand_out(self) -> None:
         for room in self.hub.waiting():
@@ -586,12 +595,12 @@ def test_any_bytes(frames: list[tuple[bytes, bool]], connected: bool, pings: int
     """The dialect never raises; and once it has had enough it listens to nothing."""
     core = Core()
     if connected:
-        core.carry_out(core.conversation.receive(b'{"id":1,"connect":{}}', False))
+        core.hear(b'{"id":1,"connect":{}}')
     for _ in range(pings):
         assert core.conversation.ping()
     for data, binary in frames:
         was_over = core.ear.ended is not None
-        commands = core.conversation.receive(data, binary)
+        commands = commands_of(core.conversation.receive(data, binary))
         assert not (was_over and commands)
         with contextlib.suppress(UnicodeDecodeError):
             data.decode()  # what isn't UTF-8 doesn't get as far as here
@@ -604,7 +613,7 @@ def test_any_bytes(frames: list[tuple[bytes, bool]], connected: bool, pings: int
 def test_any_value_can_be_said(data: object, text: bool, spaces: tuple[str, str] | None) -> None:
     """It is heard as it was said, in both dialects."""
     core = Core()
-    core.carry_out(core.conversation.receive(b'{"id":1,"connect":{}}', False))
+    core.hear(b'{"id":1,"connect":{}}')
     written = json.dumps(data, ensure_ascii=text, separators=spaces)
     (command,) = core.conversation.receive(publish(written).encode(), False)
     assert isinstance(command, Publish)
@@ -620,8 +629,8 @@ def test_any_depth(space: str, open_: str, close: str) -> None:
     outcomes: list[bool] = []
     for depth in range(1, 1200):
         core = Core()
-        core.carry_out(core.conversation.receive(b'{"id":1,"connect":{}}', False))
-        core.carry_out(core.conversation.receive(publish(deep(depth, space + "1", open_, close)).encode(), False))
+        core.hear(b'{"id":1,"connect":{}}')
+        core.hear(publish(deep(depth, space + "1", open_, close)).encode())
         assert core.ear.ended in (None, End.BAD_REQUEST)
         outcomes.append(core.ear.ended is None)
     assert outcomes == sorted(outcomes, reverse=True)

@@ -123,7 +123,7 @@ async def open_up(world: World, stage: Stage, stream: PipeStream, received: byte
     while b"\r\n\r\n" not in received:
         await trio.sleep(0.01)
     if stage is Stage.AFTER_OUR_CLOSE:
-        (connection,) = world.node.connections - others
+        (connection,) = set(world.node.connections) - others
         connection.end(End.SHUTDOWN)
         while len(received) == received.index(b"\r\n\r\n") + 4:
             await trio.sleep(0.01)

@@ -19,6 +19,7 @@ from hubbub.core.frames import BINARY, CLOSE, CONTINUATION, FIN, MASKED, PING, P
 from hubbub.dialects.plain import PlainConversation
 from hubbub.model.command import Command
 from hubbub.model.end import End
+from hubbub.model.question import Ask
 from peers import (
     SECONDS_MAX,
     ByteStream,
@@ -363,7 +364,7 @@ async def test_nothing_is_left_of_a_thousand_connections_that_a_dialect_fails(mo
     """An exception in a dialect's code ends its connection with 1011, whichever task it was raised in."""
     receive = PlainConversation.receive
 
-    def fail_sometimes(self: PlainConversation, data: bytes, binary: bool) -> Sequence[Command]:
+    def fail_sometimes(self: PlainConversation, data: bytes, binary: bool) -> Sequence[Command | Ask]:
         if data == b"boom":
             raise ZeroDivisionError("boom")
         return receive(self, data, binary)

@@ -612,12 +612,14 @@ async def test_what_ends_the_connection(row: Fatal, monkeypatch: pytest.MonkeyPa
 
 
 OF_TOKENS = {End.EXPIRED, End.SUBSCRIPTION_EXPIRED, End.NOT_PERMITTED}
+OF_BACK_ENDS = {End.DISMISSED, End.GAP, End.TOO_MANY_OF_USER, End.UNANSWERED}
 
 
 def test_every_code_has_its_row() -> None:
     """Each error, each unsubscribe, each end: once in hubbub's tables, at least once in these.
 
-    But for what tokens bring about (`test_tokens`): 109, 3005, 3006, 3507.
+    But for what tokens bring about (`test_tokens`): 109, 3005, 3006, 3507; and back ends, or what they have brought
+    about (`test_by_server`): 2000, 3010, 3503, 3504.
     """
     errors = [
         value for value in vars(codes).values() if isinstance(value, codes.Error) and value != codes.TOKEN_EXPIRED
@@ -627,9 +629,9 @@ def test_every_code_has_its_row() -> None:
     assert {error.code: error.message for error in errors} == ERRORS
     assert {error.code for error in errors if error.temporary} == TEMPORARY
     told = {unsubscribe.code: unsubscribe.reason for unsubscribe in codes.UNSUBSCRIBES.values()}
-    assert told == UNSUBSCRIBES
-    assert {row.code for row in LOST.values()} == set(told)
-    assert {row.end for row in FATAL.values()} - {End.WRITE_STALL} == set(codes.DISCONNECTS) - OF_TOKENS
+    assert told == UNSUBSCRIBES | {2000: "server unsubscribe"}
+    assert {row.code for row in LOST.values()} == set(UNSUBSCRIBES)
+    assert {row.end for row in FATAL.values()} - {End.WRITE_STALL} == set(codes.DISCONNECTS) - OF_TOKENS - OF_BACK_ENDS
     for row in FATAL.values():
         if row.code != NOBODY_TO_TELL:
             disconnect = codes.DISCONNECTS[row.end]
@@ -639,11 +641,13 @@ def test_every_code_has_its_row() -> None:
 def test_every_refusal_has_its_row() -> None:
     """But for what nobody can be told: the hub is too busy to let a plain client in, or the asker has gone.
 
-    And what isn't permitted is a table of its own (`test_permissions`).
+    And what isn't permitted is a table of its own (`test_permissions`); what plain clients are told, and what comes of
+    back ends, is elsewhere, too (`test_by_server`).
     """
     said = {row.about for row in REFUSED.values()}
     unsaid = {refusal for refusal in codes.ERRORS if refusal.value not in said}
-    assert unsaid == {Refusal.BUSY, Refusal.STOPPING, Refusal.DENIED}
+    elsewhere_ = {Refusal.DENIED, Refusal.HISTORY_DENIED, Refusal.TOO_MANY_OF_USER, Refusal.UNANSWERED}
+    assert unsaid == {Refusal.BUSY, Refusal.STOPPING} | elsewhere_
     assert set(codes.ERRORS) == set(Refusal)
 
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubbub.config import Namespace, Settings
+from hubbub.config import Settings
 from hubbub.config_sources import OPTIONS, ConfigError, default_toml, load, variable
+from hubbub.config_types import Namespace
 
 ALLOWED_FORMATS = 'one of "auto", "json", "text"'
 ALLOWED_NAMES = "a name of up to 64 ASCII letters, digits, _ . -"
@@ -372,6 +373,7 @@ def test_every_limit_is_named_with_its_unit(name: str) -> None:
             "subscribers",
             "keys",
             "depth",
+            "requests",
         ]
         what = name.removesuffix("_max").removesuffix("_burst").removesuffix("_at_once").removesuffix("_total")
         assert re.sub("_per_[a-z]+$", "", what).rpartition("_")[2] in units or what == "publications"

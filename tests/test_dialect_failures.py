@@ -14,7 +14,7 @@ def two_rooms() -> tuple[Driver, Client, PlainClient, Client]:
     for room in ("north", "loud:1"):
         ann.ask("subscribe", channel=room)
         bob.ask("publish", channel=room, data="first")
-    driver.carry_out(plain.conversation.opening(plain.reply))
+    driver.open_plain(plain)
     driver.carry_out_all(ann)
     driver.carry_out_all(bob)
     ann.wire, bob.wire, plain.wire = [], [], []
@@ -126,7 +126,7 @@ def test_plain_clients_stay_where_joins_are_told_to_everyone() -> None:
     """P8: they have no words for joins, so they aren't told."""
     driver = Driver(small_settings())
     plain, ann = driver.connect_plain("loud:1"), driver.connect("ann")
-    driver.carry_out(plain.conversation.opening(plain.reply))
+    driver.open_plain(plain)
     ann.ask("subscribe", channel="loud:1")
     ann.ask("publish", channel="loud:1", data="hello")
     driver.carry_out_all(ann)

@@ -1,6 +1,6 @@
 """Would it be noticed? Each of these small faults must fail the properties of `test_dialect_properties`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 from hypothesis import Phase, settings
@@ -11,9 +11,11 @@ from hubbub.core.history import History
 from hubbub.core.idempotency import Results
 from hubbub.core.recovery import recover
 from hubbub.core.rooms import Rooms
+from hubbub.dialects.centrifugo import replies
 from hubbub.dialects.centrifugo.conversation import CentrifugoConversation
 from hubbub.dialects.centrifugo.requests import Subscribe
 from hubbub.hub.state import Hub
+from hubbub.hub.waiting import Waiting
 from hubbub.model.command import Answer, Command, Subscribed
 from hubbub.model.publication import Position, Presence, Publication
 from hubbub.model.subscriber import Subscriber
@@ -22,7 +24,7 @@ from test_dialect_properties import StructuredLife
 
 def newcomers_hear_what_waited(patch: pytest.MonkeyPatch) -> None:
     subscribe = Rooms.subscribe
-    patch.setattr(Rooms, "subscribe", lambda *where, waiting, watches: subscribe(*where, watches=watches))
+    patch.setattr(Rooms, "subscribe", lambda *where, waiting, **how: subscribe(*where, **how))
 
 
 def answers_overtake_publications(patch: pytest.MonkeyPatch) -> None:
@@ -51,34 +53,27 @@ def unsubscribing_overtakes_publications(patch: pytest.MonkeyPatch) -> None:
 
 
 def recovered_replies_name_the_top(patch: pytest.MonkeyPatch) -> None:
-    answer_subscribe = CentrifugoConversation._answer_subscribe
+    encode_subscribed = replies.encode_subscribed
 
-    def name_the_top(
-        conversation: CentrifugoConversation,
-        number: int,
-        room: str,
-        body: Subscribe,
-        ends_at: float | None,
-        answer: Answer,
-    ) -> None:
+    def name_the_top(body: Subscribe, lifetime: Mapping[str, object], data: bytes, answer: Answer) -> bytes:
         if isinstance(answer, Subscribed) and answer.recovered:
             body.offset = answer.position.offset
-        answer_subscribe(conversation, number, room, body, ends_at, answer)
+        return encode_subscribed(body, lifetime, data, answer)
 
-    patch.setattr(CentrifugoConversation, "_answer_subscribe", name_the_top)
+    patch.setattr(replies, "encode_subscribed", name_the_top)
 
 
 def recovery_guesses(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("hubbub.hub.state.recover", lambda top, missed, since: missed)
+    patch.setattr("hubbub.hub.steps.recover", lambda top, missed, since: missed)
 
 
 def recovery_gives_up(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("hubbub.hub.state.recover", lambda top, missed, since: None)
+    patch.setattr("hubbub.hub.steps.recover", lambda top, missed, since: None)
 
 
 def recovery_forgets_the_epoch(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        "hubbub.hub.state.recover", lambda top, missed, since: recover(top, missed, Position("", since.offset))
+        "hubbub.hub.steps.recover", lambda top, missed, since: recover(top, missed, Position("", since.offset))
     )
 
 
@@ -87,14 +82,14 @@ def what_is_too_old_is_told(patch: pytest.MonkeyPatch) -> None:
 
 
 def leaves_are_told_twice(patch: pytest.MonkeyPatch) -> None:
-    happen = Hub._happen
+    add = Waiting.add
 
-    def twice(hub: Hub, room: str, event: Publication | Presence) -> None:
-        happen(hub, room, event)
+    def twice(waiting: Waiting, room: str, event: Publication | Presence, size_bytes: int = 0) -> None:
+        add(waiting, room, event, size_bytes)
         if isinstance(event, Presence) and not event.joined:
-            happen(hub, room, event)
+            add(waiting, room, event)
 
-    patch.setattr(Hub, "_happen", twice)
+    patch.setattr(Waiting, "add", twice)
 
 
 def a_disconnect_is_no_leave(patch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from dialect_driver import KEY_SECONDS, META_SECONDS, ROOMS, SECONDS, Client, PlainClient, small_settings
 from dialect_world import World
 from hubbub.core.frames import BINARY, TEXT
+from known import commands_of
 
 USERS = ("ann", "ann", "bob", "")
 SLOTS = st.integers(0, len(USERS) - 1)
@@ -161,7 +162,7 @@ class StructuredLife(RuleBasedStateMachine):
             self.world.disconnect(client)
         client = self.plain[slot] = self.world.connect_plain(room, history)
         self.world.clients.append(client)
-        command = client.conversation.opening(client.reply)
+        (command,) = commands_of(client.conversation.opening(client.reply))
         self.world.inbox.append((client, command, {"subscribe": {"channel": room}}))
 
     @rule(slot=st.integers(0, 1), binary=st.booleans())
@@ -170,7 +171,7 @@ class StructuredLife(RuleBasedStateMachine):
         if client is not None and client.opened:
             self.said += 1
             data = f'said "{self.said}"'.encode()
-            (command,) = client.conversation.receive(data, binary)
+            (command,) = commands_of(client.conversation.receive(data, binary))
             frame = (BINARY if binary else TEXT, data)
             self.world.inbox.append((client, command, {"publish": {"channel": client.room, "frame": frame}}))
 

@@ -9,7 +9,8 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from hubbub.config import Namespace, Settings
+from hubbub.config import Settings
+from hubbub.config_types import Namespace
 from hubbub.core.history import PUBLICATION_OVERHEAD_BYTES
 from hubbub.engines.memory import MemoryEngine
 from hubbub.model.publication import Kind, Member, Publication

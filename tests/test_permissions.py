@@ -13,8 +13,8 @@ import trio
 
 from hubbub.auth import permissions
 from hubbub.auth.permissions import Standing, Who, may, may_subscribe
-from hubbub.config import Namespace
-from hubbub.config import Who as Configured
+from hubbub.config_types import Namespace
+from hubbub.config_types import Who as Configured
 from hubbub.core.frames import CLOSE, TEXT
 from peers import Closed, HandshakeRefused, client_frame, close_payload, open_peer
 from servers import Server, open_server

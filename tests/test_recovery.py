@@ -11,7 +11,8 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from hubbub.config import Namespace, Settings
+from hubbub.config import Settings
+from hubbub.config_types import Namespace
 from hubbub.core.history import History
 from hubbub.core.recovery import recover
 from hubbub.engines.base import Slice

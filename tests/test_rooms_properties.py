@@ -16,9 +16,21 @@ from hubbub.core.rooms import Rooms
 from hubbub.dialects.plain import PlainDialect
 from hubbub.engines.memory import MemoryEngine
 from hubbub.hub.state import Hub
-from hubbub.model.command import Answer, Publish, Refusal, Refused, Subscribe, Subscribed
-from hubbub.model.end import End
-from hubbub.model.publication import Kind, Member
+from hubbub.model.command import (
+    Answer,
+    Done,
+    Publish,
+    Published,
+    Refusal,
+    Refused,
+    RemoveHistory,
+    Subscribe,
+    Subscribed,
+    Unsubscribe,
+)
+from hubbub.model.end import Disconnect, End
+from hubbub.model.notice import NobodyTold
+from hubbub.model.publication import Kind, Member, Position
 from hubbub.model.subscriber import Loss
 
 ROOMS = ("north", "south")
@@ -36,6 +48,7 @@ class Ear:
         self.heard: list[tuple[int, bytes]] = []
         self.history: list[bytes] = []
         self.ended: End | None = None
+        self.lost: list[tuple[str, Loss]] = []
 
     def offer(self, data: bytes, frames: int) -> None:
         before = len(self.heard)
@@ -47,6 +60,9 @@ class Ear:
     def evict(self, end: End, detail: str = "") -> None:
         self.ended = end
 
+    def dismiss(self, disconnect: Disconnect) -> None:
+        raise AssertionError
+
     def introduce(self, member: Member) -> None:
         self.member = member
 
@@ -54,7 +70,7 @@ class Ear:
         pass
 
     def lose(self, room: str, loss: Loss) -> None:
-        raise AssertionError
+        self.lost.append((room, loss))
 
     def reply(self, answer: Answer) -> None:
         if self.gone:
@@ -64,29 +80,83 @@ class Ear:
         self.history = [publication.data for publication in answer.publications]
 
 
+class Told(NobodyTold):
+    """Follows what the notices say."""
+
+    def __init__(self) -> None:
+        self.there: set[tuple[str, str]] = set()
+        self.rooms: set[str] = set()
+
+    def opened(self, room: str) -> None:
+        assert room not in self.rooms
+        self.rooms.add(room)
+
+    def emptied(self, room: str) -> None:
+        assert not any(room == other for other, _ in self.there)
+        self.rooms.remove(room)
+
+    def joined(self, room: str, member: Member) -> None:
+        assert room in self.rooms
+        assert (room, member.client) not in self.there
+        self.there.add((room, member.client))
+
+    def left(self, room: str, member: Member) -> None:
+        assert room in self.rooms
+        self.there.remove((room, member.client))
+
+
 class HubLife(RuleBasedStateMachine):
     """The model: what each room has accepted, and where in it each subscriber came in."""
 
     def __init__(self) -> None:
         super().__init__()
-        rooms = Rooms()
+        self.told = Told()
+        rooms = Rooms(self.told)
         limits = Settings(history_size=HISTORY_SIZE)
         engine = MemoryEngine(limits, lambda: "epoch", rooms.__contains__)
         self.hub = Hub(engine, rooms, limits)
         self.plain = PlainDialect()
         self.other = PlainDialect()  # a second dialect, as far as the rooms can tell
         self.accepted: dict[str, list[tuple[int, bytes]]] = {room: [] for room in ROOMS}
+        self.stored: dict[str, list[bytes]] = {room: [] for room in ROOMS}
+        self.tops: dict[str, int] = dict.fromkeys(ROOMS, 0)
         self.came_in: list[tuple[Ear, str, int]] = []
         self.handed_out: dict[str, int] = dict.fromkeys(ROOMS, 0)
         self.counts: dict[int, int] = {}
 
-    @rule(room=st.sampled_from(ROOMS), publisher=st.integers(0, 3), binary=st.booleans())
-    def publish(self, room: str, publisher: int, binary: bool) -> None:
-        """A publisher says its next number."""
+    @rule(room=st.sampled_from(ROOMS), publisher=st.integers(0, 3), binary=st.booleans(), keep=st.booleans())
+    def publish(self, room: str, publisher: int, binary: bool, keep: bool) -> None:
+        """A publisher says its next number; what isn't kept has its place among the others, but no offset."""
         number = self.counts[publisher] = self.counts.get(publisher, 0) + 1
         data = f"{publisher}:{number}".encode()
-        self.hub.publish(Publish(room, data, Kind.BINARY if binary else Kind.TEXT), now=0.0)
+        answers: list[Answer] = []
+        kind = Kind.BINARY if binary else Kind.TEXT
+        self.hub.publish(Publish(room, data, kind, reply=answers.append, keep=keep), now=0.0)
         self.accepted[room].append((FIN | (BINARY if binary else TEXT), data))
+        if keep:
+            self.tops[room] += 1
+            self.stored[room] = [*self.stored[room], data][-HISTORY_SIZE:]
+        assert answers == [Published(Position("epoch", self.tops[room]) if keep else None)]
+
+    @rule(room=st.sampled_from(ROOMS))
+    def remove_history(self, room: str) -> None:
+        """The server lets go of what is kept: offsets go on."""
+        answers: list[Answer] = []
+        self.hub.carry_out(RemoveHistory(None, room, answers.append), now=0.0)
+        assert answers == [Done()]
+        self.stored[room] = []
+
+    @precondition(lambda self: self.came_in)
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        """The server takes somebody out of the room: it hears what was before that, then that it is out."""
+        index = data.draw(st.integers(0, len(self.came_in) - 1))
+        ear, room, start = self.came_in.pop(index)
+        answers: list[Answer] = []
+        self.hub.carry_out(Unsubscribe(ear, room, answers.append, by_server=True), now=0.0)
+        assert answers == [Done()]
+        assert ear.heard == self.accepted[room][start:]
+        assert ear.lost == [(room, Loss.REMOVED)]
 
     @rule(room=st.sampled_from(ROOMS), history=st.integers(0, 2 * HISTORY_SIZE), second=st.booleans())
     def subscribe(self, room: str, history: int, second: bool) -> None:
@@ -94,8 +164,7 @@ class HubLife(RuleBasedStateMachine):
         ear = Ear(self.other if second else self.plain)
         self.hub.carry_out(Subscribe(ear, room, ear.reply, history), now=0.0)
         self.came_in.append((ear, room, len(self.accepted[room])))
-        stored = [data for _, data in self.accepted[room]][-HISTORY_SIZE:]
-        assert ear.history == (stored[-history:] if history else [])
+        assert ear.history == (self.stored[room][-history:] if history else [])
 
     @precondition(lambda self: self.came_in)
     @rule(data=st.data())
@@ -142,6 +211,13 @@ class HubLife(RuleBasedStateMachine):
         statistics = self.hub.statistics()
         assert statistics.subscriptions == len(self.came_in)
         assert statistics.rooms == len({room for _, room, _ in self.came_in})
+
+    @invariant()
+    def joins_and_leaves_are_told(self) -> None:
+        """P7, as a back end is told: each join has one leave, after it, between a room's opening and its emptying."""
+        there = {(room, ear.member.client) for ear, room, _ in self.came_in}
+        assert self.told.there == there
+        assert self.told.rooms == {room for room, _ in there}
 
 
 HubLife.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

@@ -14,7 +14,7 @@ import trio
 
 import hubbub.connection.connection
 import hubbub.connection.outbox
-import hubbub.hub.state
+import hubbub.hub.steps
 import hubbub.hub.task
 from hubbub.connection.connection import Connection
 from hubbub.connection.outbox import Outbox, State
@@ -24,7 +24,8 @@ from hubbub.core.recovery import recover
 from hubbub.core.rooms import Rooms
 from hubbub.hub.inbox import Inbox
 from hubbub.hub.state import Hub
-from hubbub.model.command import Answer, Command, Done, Subscribe, Unsubscribe
+from hubbub.hub.steps import Steps
+from hubbub.model.command import Answer, Command, Done, Published, Subscribe, Unsubscribe
 from hubbub.model.end import End
 from hubbub.model.publication import Position, Publication
 from hubbub.model.subscriber import Subscriber
@@ -189,7 +190,7 @@ def stall_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
 def recover_whatever_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recovery doesn't look at the epoch."""
     monkeypatch.setattr(
-        hubbub.hub.state,
+        hubbub.hub.steps,
         "recover",
         lambda top, publications, since: recover(top, publications, Position(top.epoch, since.offset)),
     )
@@ -204,7 +205,7 @@ def recover_with_a_hole(monkeypatch: pytest.MonkeyPatch) -> None:
             return publications
         return missed
 
-    monkeypatch.setattr(hubbub.hub.state, "recover", mutant)
+    monkeypatch.setattr(hubbub.hub.steps, "recover", mutant)
 
 
 def push_before_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,11 +237,11 @@ def miss_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who unsubscribes misses what waits in the room."""
     comes_after = Hub.comes_after_what_waits
 
-    def mutant(self: Hub, command: Unsubscribe, now: float) -> Answer:
-        self._part(command.asker, command.room)
+    def mutant(self: Steps, command: Unsubscribe, now: float) -> Answer:
+        self.part(command.asker, command.room)
         return Done()
 
-    monkeypatch.setattr(Hub, "_unsubscribe", mutant)
+    monkeypatch.setattr(Steps, "unsubscribe", mutant)
     monkeypatch.setattr(
         Hub,
         "comes_after_what_waits",
@@ -263,9 +264,11 @@ def acknowledge_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """A repeated publish is told a place that isn't its own."""
     find = Results.find
 
-    def mutant(self: Results, room: str, scope: str, key: str, now: float) -> Position | None:
+    def mutant(self: Results, room: str, scope: str, key: str, now: float) -> Published | None:
         first = find(self, room, scope, key, now)
-        return first and Position(first.epoch, first.offset + 1)
+        if first is None or first.position is None:
+            return first
+        return Published(Position(first.position.epoch, first.position.offset + 1))
 
     monkeypatch.setattr(Results, "find", mutant)
 

@@ -27,7 +27,8 @@ from hubbub.auth import keys as keys_module
 from hubbub.auth.access import Access
 from hubbub.auth.keys import KeyRing
 from hubbub.auth.tokens import ALGORITHMS, TokenError, TokenFault, Verifier
-from hubbub.config import Namespace, Settings
+from hubbub.config import Settings
+from hubbub.config_types import Namespace
 from hubbub.model.errors import StartError
 from peers import Closed, HandshakeRefused, open_peer
 from servers import Server, open_daemon, open_server

@@ -1,4 +1,4 @@
-"""The command line: `hubbub serve`, `hubbub config default|check FILE`, `hubbub token`.
+"""The command line: `hubbub serve`, `hubbub config default|check FILE`, `hubbub token`, `hubbub publish`.
 
 Rules:
 
@@ -18,6 +18,7 @@ from pathlib import Path
 import trio
 
 from hubbub import __version__
+from hubbub.cli_publish import KEY_VARIABLE, add_publish_arguments, run_publish
 from hubbub.cli_token import add_token_arguments, run_token
 from hubbub.config import Settings
 from hubbub.config_sources import OPTIONS, ConfigError, default_toml, flag, load
@@ -45,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             case "check":
                 return _check(arguments.file)
             case "token":
-                return _token(arguments)
+                return _run_tool(run_token, arguments)
+            case "publish":
+                return _run_tool(run_publish, arguments)
         parser.print_help()
         return 2
     finally:
@@ -69,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
 
     token = commands.add_parser("token", help="make or explain a token", allow_abbrev=False)
     add_token_arguments(token)
+
+    publish = commands.add_parser("publish", help="say something in a room", allow_abbrev=False)
+    add_publish_arguments(publish)
 
     config = commands.add_parser("config", help="show or check settings", allow_abbrev=False)
     # The same `dest`: the inner command replaces "config".
@@ -104,10 +110,11 @@ def _run(settings: Settings, wanted: Callable[[], Settings]) -> int:
     return _refuse(problems) if problems else status
 
 
-def _token(arguments: argparse.Namespace) -> int:
+def _run_tool(tool: Callable[[argparse.Namespace, Settings], tuple[int, str]], arguments: argparse.Namespace) -> int:
     try:
-        settings = load(arguments.config, os.environ, {})
-        status, text = run_token(arguments, settings)
+        environ = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
+        settings = load(arguments.config, environ, {})
+        status, text = tool(arguments, settings)
     except ConfigError as error:
         return _refuse(error.problems)
     except StartError as error:

@@ -13,101 +13,48 @@ Rules:
 - Only `config_sources.load` checks; a `Settings` made by hand, as tests do, is taken as it is.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-import msgspec
 from msgspec import Meta
 
-LogFormat = Literal["auto", "text", "json"]
-LogLevel = Literal["debug", "info", "warning", "error"]
-
-Count = Annotated[int, Meta(ge=1, le=10_000_000)]
-Bytes = Annotated[int, Meta(ge=256, le=2**30)]
-Total = Annotated[int, Meta(ge=1024, le=2**40)]
-Seconds = Annotated[float, Meta(ge=0.001, le=86_400.0)]
-Age = Annotated[float, Meta(ge=0.001, le=315_360_000.0)]
-# The patterns keep out what would end in a ValueError of the operating system's calls, such as a NUL.
-Host = Annotated[str, Meta(pattern=r"(?a)\A[\w.:%-]+\Z", extra={"allowed": "a host name or an IP address"})]
-File = Annotated[str, Meta(pattern=r"\A[^\0]*\Z", extra={"allowed": "the path of a file, or nothing"})]
-Name = Annotated[str, Meta(min_length=1)]
-_TEXT = {"allowed": "a string, or nothing"}
-_SWITCH = {"allowed": "true or false"}
-Secret = Annotated[str, Meta(extra=_TEXT | {"secret": True})]  # never shown, not even when it is a mistake
-Who = Literal["nobody", "tokens", "subscribers", "users", "anonymous"]
-Switch = Annotated[bool, Meta(extra={"allowed": "true or false"})]
-Address = Annotated[
-    str, Meta(pattern=r"(?a)\A(([\w.%-]+|\[[\w.:%-]+\]):[0-9]{1,5})?\Z", extra={"allowed": "HOST:PORT, or nothing"})
-]
-Networks = Annotated[
-    list[Annotated[str, Meta(pattern=r"(?a)\A[0-9A-Fa-f.:]+(/[0-9]{1,3})?\Z")]],
-    Meta(extra={"allowed": "a list of IP addresses or networks, such as 10.0.0.0/8"}),
-]
-NamespaceName = Annotated[
-    str,
-    Meta(pattern=r"(?a)\A[\w.-]{1,64}\Z", extra={"allowed": "a name of up to 64 ASCII letters, digits, _ . -"}),
-]
-Names = Annotated[list[Name], Meta(extra={"allowed": "a list of strings, none of them empty"})]
+from hubbub.config_types import (
+    SWITCH,
+    TEXT,
+    Address,
+    ApiKey,
+    Bytes,
+    Count,
+    File,
+    Host,
+    LogFormat,
+    LogLevel,
+    Names,
+    Namespace,
+    NamespaceName,
+    Networks,
+    Notices,
+    OnFailure,
+    Seconds,
+    Secret,
+    Switch,
+    Total,
+    Url,
+)
 
 # A field whose metadata names a group is the first of that group.
 _SERVER = {"group": "Server"}
 _WHO = {"group": "Who may come: tokens, which a back end signs for its users"}
+_API = {"group": "Server API: what a back end may do over HTTP"}
+_HOOKS = {"group": "Event hooks: what a back end is asked and told, by POST"}
 _FRONT_DOOR = {"group": "Front door: what a client may do before it speaks"}
 _MESSAGES = {"group": "Messages: what a client may send"}
 _RATES = {"group": "Rates: how fast a client may send, and how much that costs"}
 _OUTBOX = {"group": "Outbox: what waits to be written to one client"}
 _HUB = {"group": "Hub: the one place where everything gets its order"}
 _ROOMS = {"group": "All rooms"}
-_NAMESPACE = {"group": "Rooms without a namespace, and what [namespaces.NAME] doesn't say: history, recovery, presence"}
 _RETRIES = {"group": "Idempotency: a publish repeated with its key isn't a second publication"}
 _HEARTBEAT = {"group": "Heartbeat"}
 _ENDING = {"group": "Ending: of a connection, and of the server"}
-
-
-class Namespace(msgspec.Struct, kw_only=True):
-    """What is decided for a kind of rooms: those whose names begin with the namespace's, and a colon."""
-
-    history_size: Annotated[
-        int,
-        Meta(ge=0, le=1_000_000, description="Publications kept in a room, a few screens; 0: none.", extra=_NAMESPACE),
-    ] = 100
-    history_bytes_max: Annotated[Bytes, Meta(description="Bytes kept in a room: what one outbox can take at once.")] = (
-        1_048_576
-    )
-    history_seconds_max: Annotated[
-        Seconds, Meta(description="Age of what is kept: a client back after five minutes misses nothing.")
-    ] = 300.0
-    history_meta_seconds_max: Annotated[
-        Age,
-        Meta(
-            description="How long a room that nobody is in keeps its epoch and offset after its last publication; "
-            "Centrifugo's 30 days."
-        ),
-    ] = 2_592_000.0
-    force_recovery: Annotated[
-        Switch,
-        Meta(description="Whether every subscription can be recovered where there is history; else those that ask."),
-    ] = True
-    force_positioning: Annotated[
-        Switch, Meta(description="Whether every subscription has a position, as those with recovery have.")
-    ] = False
-    presence: Annotated[Switch, Meta(description="Whether clients may ask who is in a room.")] = True
-    allow_subscribe: Annotated[
-        Who,
-        Meta(
-            description="Who may join: those with a token for the room, unless it is nobody; tokens: only they; "
-            "users: everyone whom a token names; anonymous: everyone. (subscribers is the same as tokens.)"
-        ),
-    ] = "anonymous"
-    allow_publish: Annotated[Who, Meta(description="Who may publish; subscribers: those in the room.")] = "subscribers"
-    allow_history: Annotated[Who, Meta(description="Who may read the room's history.")] = "subscribers"
-    allow_presence: Annotated[Who, Meta(description="Who may ask who is in the room, and be told.")] = "subscribers"
-    join_leave: Annotated[
-        Switch,
-        Meta(description="Whether joins and leaves are told to those who ask for them: n members, n x n messages."),
-    ] = False
-    force_join_leave: Annotated[
-        Switch, Meta(description="Whether they are told to everyone with a dialect for it.")
-    ] = False
 
 
 class Settings(Namespace, kw_only=True):
@@ -155,7 +102,7 @@ class Settings(Namespace, kw_only=True):
         Meta(
             description="Whether clients may come without a token. On loopback, and with no keys configured, they may "
             "anyway.",
-            extra=_WHO | _SWITCH,
+            extra=_WHO | SWITCH,
         ),
     ] = False
     insecure: Annotated[
@@ -177,8 +124,8 @@ class Settings(Namespace, kw_only=True):
     token_jwks_seconds: Annotated[
         Seconds, Meta(description="How often that URL is read; the last good set is kept.")
     ] = 300.0
-    token_issuer: Annotated[str, Meta(description='What "iss" must be; empty: anything.', extra=_TEXT)] = ""
-    token_audience: Annotated[str, Meta(description='What "aud" must hold; empty: anything.', extra=_TEXT)] = ""
+    token_issuer: Annotated[str, Meta(description='What "iss" must be; empty: anything.', extra=TEXT)] = ""
+    token_audience: Annotated[str, Meta(description='What "aud" must hold; empty: anything.', extra=TEXT)] = ""
     token_leeway_seconds: Annotated[
         float, Meta(ge=0.0, le=3_600.0, description="How much the clocks of signer and server may differ.")
     ] = 10.0
@@ -186,6 +133,64 @@ class Settings(Namespace, kw_only=True):
     token_grace_seconds_max: Annotated[
         Seconds, Meta(description="A client whose token has expired may bring a new one for that long; Centrifugo's.")
     ] = 25.0
+
+    api_keys: Annotated[
+        list[ApiKey],
+        Meta(
+            description="Who may use the server API, as NAME:SCOPE:KEY; SCOPE: publish, read or all. None: there is no "
+            "server API.",
+            extra=_API
+            | {
+                "allowed": "a list of NAME:SCOPE:KEY, each NAME once; SCOPE publish, read or all; KEY 16 or more "
+                "printable ASCII characters without commas",
+                "secret": True,
+            },
+        ),
+    ] = []
+    api_address: Annotated[
+        Address, Meta(description="HOST:PORT at which the server API is answered instead; empty: the one port.")
+    ] = ""
+    api_body_bytes_max: Annotated[
+        Bytes, Meta(description="A request's body, with a valid key: a batch of sixteen of the largest messages.")
+    ] = 1_048_576
+    api_seconds_max: Annotated[
+        Seconds, Meta(description="A command's wait for the hub to take it; as patient as head_seconds_max.")
+    ] = 10.0
+
+    hook_secret: Annotated[
+        Secret, Meta(description="Signs what is sent (HMAC-SHA-256); at least 32 random characters.", extra=_HOOKS)
+    ] = ""
+    hook_connect_url: Annotated[
+        Url, Meta(description="Asked when a client connects: who is it, may it, which rooms does it join?")
+    ] = ""
+    hook_connect_seconds_max: Annotated[Seconds, Meta(description="How long the answer may take.")] = 3.0
+    hook_connect_on_failure: Annotated[OnFailure, Meta(description="What then; deny: it may come back.")] = "deny"
+    hook_subscribe_url: Annotated[
+        Url, Meta(description="Asked when a client joins a room, in namespaces with ask_subscribe.")
+    ] = ""
+    hook_subscribe_seconds_max: Annotated[Seconds, Meta(description="How long the answer may take.")] = 3.0
+    hook_subscribe_on_failure: Annotated[OnFailure, Meta(description="What then; deny: for now.")] = "deny"
+    hook_publish_url: Annotated[
+        Url, Meta(description="Asked when a client publishes, in namespaces with ask_publish.")
+    ] = ""
+    hook_publish_seconds_max: Annotated[Seconds, Meta(description="How long the answer may take.")] = 3.0
+    hook_publish_on_failure: Annotated[OnFailure, Meta(description="What then; deny: this publication.")] = "deny"
+    hook_requests_max: Annotated[
+        Count, Meta(description="Questions under way at once; more wait, which counts as time of theirs.")
+    ] = 64
+    hook_notices_url: Annotated[
+        Url, Meta(description="Told what has happened, in order, at least once; rooms of namespaces with notify.")
+    ] = ""
+    hook_notices: Annotated[Notices, Meta(description="Which of them are told; empty: all.")] = []
+    hook_notices_seconds_max: Annotated[
+        Seconds, Meta(description="How long the answer to a delivery of notices may take, before it is repeated.")
+    ] = 10.0
+    hook_notices_bytes_max: Annotated[
+        Bytes, Meta(description="Notices waiting to be told: some 60,000. Beyond it they are lost, and that is told.")
+    ] = 16_777_216
+    hook_notices_age_seconds_max: Annotated[
+        Seconds, Meta(description="How long a notice is repeated before it is given up: an hour's outage.")
+    ] = 3_600.0
 
     connections_max: Annotated[
         Count, Meta(description="Connections served at once: the classic C10K.", extra=_FRONT_DOOR)
@@ -195,6 +200,9 @@ class Settings(Namespace, kw_only=True):
     ] = 64
     connections_per_address_max: Annotated[
         Count, Meta(description="Connections of one client address (IPv6: /64): a large office behind one router.")
+    ] = 512
+    connections_per_user_max: Annotated[
+        Count, Meta(description="Connections of one user: as many as of one address.")
     ] = 512
     head_bytes_max: Annotated[
         Bytes, Meta(description="Request line and headers; nginx and Node.js allow 8 to 16 KiB.")
@@ -358,6 +366,7 @@ class Settings(Namespace, kw_only=True):
 
 FIXED = frozenset(
     {
+        "api_address",
         "connections_max",
         "connections_spare",
         "host",

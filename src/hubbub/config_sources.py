@@ -20,8 +20,10 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import inspect
 
+from hubbub.auth.api_keys import duplicate_name
 from hubbub.auth.proxies import parse_networks
-from hubbub.config import Namespace, NamespaceName, Settings
+from hubbub.config import Settings
+from hubbub.config_types import Namespace, NamespaceName
 
 
 class ConfigError(Exception):
@@ -115,7 +117,9 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, obje
     _check_pair("tls_cert", "tls_key", chosen, problems)
     _check_pair("tls_key", "tls_cert", chosen, problems)
     _check_proxies(chosen, problems)
-    _check_port(chosen, problems)
+    _check_port("metrics_address", chosen, problems)
+    _check_port("api_address", chosen, problems)
+    _check_api_keys(chosen, problems)
     _check_joins(chosen, {}, problems)
     namespaces = _take_tables(where, tables, chosen, problems)
     if problems:
@@ -208,11 +212,20 @@ def _check_proxies(chosen: _Chosen, problems: list[str]) -> None:
         problems.append(f"{where}: got true without trusted_proxies, allowed: both or neither")
 
 
-def _check_port(chosen: _Chosen, problems: list[str]) -> None:
-    where, address = chosen.get("metrics_address", ("", ""))
+def _check_port(name: str, chosen: _Chosen, problems: list[str]) -> None:
+    where, address = chosen.get(name, ("", ""))
     port = address.rpartition(":")[2] if isinstance(address, str) else ""
     if port.isdecimal() and int(port) > 65_535:
         problems.append(f"{where}: got {_show(address)}, allowed: a port from 0 to 65535")
+
+
+def _check_api_keys(chosen: _Chosen, problems: list[str]) -> None:
+    where, keys = chosen.get("api_keys", ("", []))
+    if any(problem.startswith(f"{where}: got") for problem in problems):
+        return  # what isn't NAME:SCOPE:KEY could be a key from its first character on
+    name = duplicate_name(keys)
+    if name is not None:
+        problems.append(f"{where}: got {_show(name)} twice, allowed: each NAME once")
 
 
 def _check_joins(inner: _Chosen, outer: _Chosen, problems: list[str]) -> None:

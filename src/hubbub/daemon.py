@@ -16,6 +16,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 import structlog
@@ -30,19 +31,21 @@ from hubbub.connection.proxy_header import receive_proxy_header
 from hubbub.connection.transport import TcpTransport, TlsTransport
 from hubbub.core.proxy_protocol import ProxyProtocolError
 from hubbub.listen import (
+    API_CONNECTIONS_MAX,
     fit_file_limit,
     load_tls,
     open_listeners,
-    open_operators_listeners,
+    open_listeners_at,
     run_accept_loop,
     url_of,
 )
 from hubbub.log import configure_logging
 from hubbub.model.errors import StartError
 from hubbub.node import Node, open_node
+from hubbub.web.routes import Door
 
-OPERATORS_MAX = 16
-"""Connections at the operators' own address: theirs, whatever happens at the other."""
+SIDE_DOORS = {Door.METRICS: ("metrics_address", 16), Door.API: ("api_address", API_CONNECTIONS_MAX)}
+"""The setting that opens each, and how many connections it takes: its own, whatever happens at the front."""
 
 log = structlog.get_logger()
 
@@ -63,12 +66,11 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
     settings = running.settings
     fit_file_limit(settings)
     slots = trio.Semaphore(settings.connections_max + settings.connections_spare)
-    operators_slots = trio.Semaphore(OPERATORS_MAX)
     with contextlib.ExitStack() as listening_sockets:
         listeners = open_listeners(settings.host, settings.port)
-        operators = open_operators_listeners(settings)
-        for listener in (*listeners, *operators):
+        for listener in listeners:
             listening_sockets.enter_context(listener)
+        at_the_side = open_side_doors(settings, listening_sockets)
         running.addresses = [listener.getsockname()[0] for listener in listeners]
         check_open(settings, running.addresses)
         async with trio.open_nursery() as watching:
@@ -77,15 +79,15 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
                 def start(connected: socket.socket, peer: str) -> None:
                     connections.start_soon(serve_socket, node, running, slots, connected, peer)
 
-                def start_operators(connected: socket.socket, peer: str) -> None:
-                    connections.start_soon(serve_operators, node, operators_slots, connected, peer)
+                def start_at(door: Door, slots: trio.Semaphore, connected: socket.socket, peer: str) -> None:
+                    connections.start_soon(serve_at_the_side, node, door, slots, connected, peer)
 
                 running.keys = node.keys
                 await watching.start(watch_signals, running, connections.cancel_scope)
                 watching.start_soon(run_watchdog)
                 async with trio.open_nursery() as listening:
-                    for listener in operators:
-                        listening.start_soon(run_accept_loop, listener, operators_slots, start_operators)
+                    for door, listener, side_slots in at_the_side:
+                        listening.start_soon(run_accept_loop, listener, side_slots, partial(start_at, door, side_slots))
                     for listener in listeners:
                         listening.start_soon(run_accept_loop, listener, slots, start)
                         announce(url_of(listener, running.tls is not None))
@@ -171,11 +173,27 @@ async def serve_socket(
         slots.release()
 
 
-async def serve_operators(node: Node, slots: trio.Semaphore, connected: socket.socket, peer: str) -> None:
-    """Serve a socket accepted at the operators' own address."""
+def open_side_doors(
+    settings: Settings, sockets: contextlib.ExitStack
+) -> list[tuple[Door, socket.socket, trio.Semaphore]]:
+    """Listen at the addresses that aren't for everyone, each with slots of its own; `sockets` closes them.
+
+    Raises:
+        StartError: an address can't be used.
+    """
+    opened: list[tuple[Door, socket.socket, trio.Semaphore]] = []
+    for door, (setting, connections_max) in SIDE_DOORS.items():
+        slots = trio.Semaphore(connections_max)
+        listeners = open_listeners_at(getattr(settings, setting))
+        opened += [(door, sockets.enter_context(listener), slots) for listener in listeners]
+    return opened
+
+
+async def serve_at_the_side(node: Node, door: Door, slots: trio.Semaphore, connected: socket.socket, peer: str) -> None:
+    """Serve a socket accepted at a side door."""
     try:
         with connected:
-            await node.front_door.serve(TcpTransport(connected), peer, connected.getsockname()[0], operators=True)
+            await node.front_door.serve(TcpTransport(connected), peer, connected.getsockname()[0], door)
     finally:
         slots.release()
 

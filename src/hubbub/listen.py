@@ -26,6 +26,8 @@ OUT_OF_RESOURCES_SECONDS = 0.25
 COMPLAIN_SECONDS = 10.0
 FILES_RESERVED = 64
 """Open files that aren't connections: listeners, the operators', the log, Trio's own."""
+API_CONNECTIONS_MAX = 64
+"""Connections at `api_address`: a back end keeps a few open."""
 NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 """A name may stand for an address that this machine doesn't have: `localhost` for ::1 without IPv6."""
 
@@ -97,15 +99,15 @@ def _no_password() -> str:
     raise ValueError("the key is encrypted; a key without a password is needed")
 
 
-def open_operators_listeners(settings: Settings) -> list[socket.socket]:
-    """Return the listening sockets of `metrics_address`, none if it is empty; the caller closes them.
+def open_listeners_at(address: str) -> list[socket.socket]:
+    """Return the listening sockets of a setting HOST:PORT, none if it is empty; the caller closes them.
 
     Raises:
         StartError: the address can't be used.
     """
-    if not settings.metrics_address:
+    if not address:
         return []
-    host, _, port = settings.metrics_address.rpartition(":")
+    host, _, port = address.rpartition(":")
     return open_listeners(host.strip("[]"), int(port))
 
 
@@ -113,7 +115,7 @@ def fit_file_limit(settings: Settings) -> None:
     """Raise the limit of open files to the most this process may have, and lower `connections_max` to fit under it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    most = hard - FILES_RESERVED - settings.connections_spare
+    most = hard - FILES_RESERVED - settings.connections_spare - API_CONNECTIONS_MAX * bool(settings.api_address)
     if hard != resource.RLIM_INFINITY and settings.connections_max > most:
         log.warning("connections_max lowered", wanted=settings.connections_max, now=max(1, most), file_limit=hard)
         settings.connections_max = max(1, most)

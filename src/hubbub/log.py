@@ -17,7 +17,7 @@ from typing import TextIO
 import structlog
 from structlog.stdlib import ProcessorFormatter
 
-from hubbub.config import LogFormat, LogLevel
+from hubbub.config_types import LogFormat, LogLevel
 
 SAME_PER_SECOND_MAX = 20
 
@@ -51,7 +51,9 @@ def configure_logging(log_format: LogFormat, log_level: LogLevel, stream: TextIO
     level = logging.getLevelNamesMapping()[log_level.upper()]
     render: list[structlog.typing.Processor]
     if log_format == "text" or (log_format == "auto" and terminal):
-        render = [structlog.dev.ConsoleRenderer(colors=terminal)]
+        # Not rich's tracebacks, which are taken where rich happens to be installed: they show variables, and so secrets.
+        plain = structlog.dev.plain_traceback
+        render = [structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=plain)]
     else:
         render = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     annotate: list[structlog.typing.Processor] = [

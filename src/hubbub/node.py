@@ -6,6 +6,7 @@
     ├─ expiry                 one for all histories
     ├─ keys                   reads the key set at a URL, again and again
     ├─ turnstile              those who come or go at one moment take turns
+    ├─ hooks                  what a back end is asked and told
     └─ connections nursery    drained before the above end
        └─ FrontDoor.serve     one a connection, with a nursery of its own
 
@@ -18,7 +19,9 @@ the connections nursery.
 
 import contextlib
 import random
+import socket
 import time
+import uuid
 from collections.abc import AsyncIterator
 
 import trio
@@ -27,23 +30,30 @@ from hubbub.auth.access import Access
 from hubbub.auth.keys import KeyRing
 from hubbub.auth.tokens import Verifier
 from hubbub.config import Settings
-from hubbub.connection.connection import Connection, Services
 from hubbub.connection.heartbeat import run_heartbeat
 from hubbub.connection.outbox import OutboxTotal
+from hubbub.connection.registry import Connections
+from hubbub.connection.services import Services
 from hubbub.connection.turnstile import Turnstile
 from hubbub.core.rooms import Rooms
 from hubbub.engines.memory import MemoryEngine
+from hubbub.hooks.hooks import Hooks
 from hubbub.hub.inbox import Inbox
 from hubbub.hub.state import Hub
 from hubbub.hub.task import run_hub
 from hubbub.model.end import End
 from hubbub.web.admission import Admission
+from hubbub.web.api.api import Api
+from hubbub.web.api.errand import Means
 from hubbub.web.front_door import FrontDoor
+from hubbub.web.hook_metrics import HookSnapshot
 from hubbub.web.metrics import Metrics
 
 EPOCH_BITS = 64
 NOTICES_PER_SECOND = 1000
 """How fast clients are told to come back elsewhere: as fast as a neighbour can shake their hands."""
+GOING_SECONDS = 0.01
+"""How often it is looked whether everyone has gone."""
 EXPIRY_SECONDS_MAX = 1.0
 """How often old histories are looked for, at least."""
 
@@ -58,12 +68,14 @@ class Node:
 
     def __init__(self, settings: Settings, rng: random.Random) -> None:
         self.settings = settings
-        self.rooms = Rooms()
+        self.hooks = Hooks(settings, rng)
+        self.rooms = Rooms(self.hooks.notices)
         self.engine = MemoryEngine(settings, lambda: f"{rng.getrandbits(EPOCH_BITS):016x}", self.rooms.__contains__)
         self.hub = Hub(self.engine, self.rooms, settings)
         self.inbox = Inbox(settings.inbox_commands_max, settings.inbox_bytes_max)
-        self.connections: set[Connection] = set()
+        self.connections = Connections()
         self.metrics = Metrics(self.hub, self.inbox, self.engine, self.connections)
+        self.metrics.add(HookSnapshot(self.hooks))
         self.outboxes = OutboxTotal(settings, self.evict_fullest)
         self.turnstile = Turnstile()
         services = Services(
@@ -73,6 +85,8 @@ class Node:
             self.connections,
             self.outboxes,
             self.turnstile,
+            self.hooks.ask,
+            self.hooks.notices,
             self.metrics.count_open,
             self.metrics.count_pause,
             self.metrics.count_end,
@@ -81,8 +95,13 @@ class Node:
         self.keys = KeyRing(settings)
         self.keys.load(settings)
         verifier = Verifier(settings, self.keys, time.time)
-        admission = Admission(settings, Access(settings, verifier, trio.current_time, time.time), trio.current_time)
-        self.front_door = FrontDoor(services, self.metrics, admission)
+        access = Access(settings, verifier, trio.current_time, time.time)
+        admission = Admission(settings, access, self.hooks.asks, trio.current_time)
+        name = socket.gethostname()
+        means = Means(
+            settings, self.inbox, self.rooms, self.connections, access, str(uuid.uuid4()), name, trio.current_time()
+        )
+        self.front_door = FrontDoor(services, self.metrics, admission, Api(settings, means))
 
     def evict_fullest(self) -> None:
         """Evict the connection for which most waits; one that was evicted and holds the most is cut off. Never waits.
@@ -99,7 +118,10 @@ class Node:
             fullest.cut()
 
     async def drain(self) -> None:
-        """Tell everyone that it is over, spread over some time; until its notice a client is served in full."""
+        """Tell everyone that it is over, spread over some time; until its notice a client is served in full.
+
+        Whoever has a back end to tell stays until that has been told, too.
+        """
         self.front_door.drain()
         connections = list(self.connections)
         window = min(len(connections) / NOTICES_PER_SECOND, self.settings.drain_seconds_max / 2)
@@ -107,6 +129,10 @@ class Node:
         for count, connection in enumerate(connections):
             await trio.sleep_until(start + window * count / len(connections))
             connection.end(End.SHUTDOWN)
+        if self.settings.hook_notices_url:
+            while self.front_door.serving or len(self.rooms):  # the hub makes the last leave
+                await trio.sleep(GOING_SECONDS)
+            await self.hooks.flush()
 
 
 @contextlib.asynccontextmanager
@@ -122,6 +148,7 @@ async def open_node(settings: Settings, rng: random.Random) -> AsyncIterator[tup
         housekeeping.start_soon(run_expiry, node.hub, settings)
         housekeeping.start_soon(node.keys.run)
         housekeeping.start_soon(node.turnstile.keep)
+        housekeeping.start_soon(node.hooks.run)
         async with trio.open_nursery() as connections:
             yield node, connections
             connections.cancel_scope.deadline = trio.current_time() + settings.drain_seconds_max

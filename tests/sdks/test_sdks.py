@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from hubbub.config import Namespace
+from hubbub.config_types import Namespace
 from hubbub.connection.connection import Connection
 from hubbub.model.end import End
 from peers import Peer, open_peer
@@ -30,7 +30,7 @@ async def echoed(peer: Peer, *texts: str) -> None:
 
 def drop(server: Server, keep: Iterable[Connection] = ()) -> None:
     """Evict everyone else, as if they were too slow."""
-    for connection in server.node.connections - set(keep):
+    for connection in set(server.node.connections) - set(keep):
         connection.end(End.SLOW_CONSUMER)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from hubbub.config import Namespace
+from hubbub.config_types import Namespace
 from hubbub.core.frames import BINARY, TEXT, encode_frame
 from hubbub.model.publication import Kind, Member, Position, Publication
 

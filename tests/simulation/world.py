@@ -25,7 +25,7 @@ import math
 import random
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -35,7 +35,8 @@ import trio
 from trio._core import _run
 from trio.testing import MockClock
 
-from hubbub.config import Namespace, Settings
+from hubbub.config import Settings
+from hubbub.config_types import Namespace
 from hubbub.model.command import (
     Answer,
     Command,
@@ -285,9 +286,14 @@ class World:
         enter, leave = node.rooms.subscribe, node.rooms.unsubscribe
 
         def recorded_append(
-            room: str, data: bytes, kind: Kind, now: float, publisher: Member | None = None
+            room: str,
+            data: bytes,
+            kind: Kind,
+            now: float,
+            publisher: Member | None = None,
+            tags: Mapping[str, str] | None = None,
         ) -> Publication:
-            publication = append(room, data, kind, now, publisher)
+            publication = append(room, data, kind, now, publisher, tags)
             label = label_of(publication)
             assert publisher is not None
             self.complain(self.members[publisher.client].accept(self.rooms[room], label, kind, data))
@@ -306,6 +312,7 @@ class World:
 
         def recorded_carry_out(command: Command, now: float) -> None:
             assert not isinstance(command, Publish)
+            assert command.asker is not None
             client = self._client_of(command.asker)
             client.member = command.asker.member.client
             self.members[client.member] = client

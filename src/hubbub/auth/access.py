@@ -7,17 +7,25 @@ Rules:
 3. A token for a room is good for that room and that user only.
 """
 
-from collections.abc import Callable, Mapping
+import base64
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from hubbub.auth.tokens import Claims, TokenError, TokenFault, Verifier
+from hubbub.auth.tokens import Claims, Grant, TokenError, TokenFault, Verifier
 from hubbub.config import Settings
 from hubbub.model.errors import RoomNameError
 from hubbub.model.names import check_room_name
 
 SECONDS_MAX = 2**31 - 1
 """The longest time that a client is told: some keep it as a signed number of 32 bits."""
+
+
+class Membership(msgspec.Struct, frozen=True):
+    """How the server subscribes a client to a room: JSON for others there to see, and for the client; b"" for none."""
+
+    info: bytes = b""
+    data: bytes = b""
 
 
 class Credentials(msgspec.Struct, frozen=True):
@@ -27,13 +35,13 @@ class Credentials(msgspec.Struct, frozen=True):
         user: "" for a stranger.
         info: JSON for others to see; b"" for none.
         ends_at: when it has to bring a new token, on the node's clock; None: never.
-        rooms: which rooms the server subscribes it to, each with what its entry in `subs` says.
+        rooms: which rooms the server subscribes it to.
     """
 
     user: str = ""
     info: bytes = b""
     ends_at: float | None = None
-    rooms: Mapping[str, msgspec.Raw] = {}
+    rooms: Mapping[str, Membership] = {}
 
 
 class Access:
@@ -76,12 +84,10 @@ class Access:
         if not claims.sub and not self.admits_strangers:
             raise TokenError(TokenFault.STRANGER, "it names no user, and strangers aren't admitted")
         try:
-            for room in (*claims.channels, *claims.subs):
-                check_room_name(room)
+            rooms = memberships(claims.channels, claims.subs)
         except RoomNameError as error:
             raise TokenError(TokenFault.INVALID, f"its rooms: {error}") from error
-        rooms = {**dict.fromkeys(claims.channels, msgspec.Raw(b"{}")), **claims.subs}
-        return Credentials(claims.sub, _compact(claims.info), self.on_our_clock(claims), rooms)
+        return Credentials(claims.sub, info_of(claims), self.on_our_clock(claims.ends_at), rooms)
 
     def subscribe(self, token: str, user: str, room: str) -> Credentials:
         """Return what a token says that is shown for a room by that user.
@@ -92,16 +98,15 @@ class Access:
         claims = self._read(token)
         if claims.room != room or claims.sub != user:
             raise TokenError(TokenFault.FOREIGN, "it is for another room or another user")
-        return Credentials(claims.sub, _compact(claims.info), self.on_our_clock(claims))
+        return Credentials(claims.sub, info_of(claims), self.on_our_clock(claims.ends_at))
 
     def _read(self, token: str) -> Claims:
         if not self._settings.has_keys:
             raise TokenError(TokenFault.INVALID, "no tokens are configured here")
         return self._verifier.read(token)
 
-    def on_our_clock(self, claims: Claims) -> float | None:
-        """Return when what the claims open ends, on the node's clock."""
-        ends_at = claims.ends_at
+    def on_our_clock(self, ends_at: float | None) -> float | None:
+        """Return a time in seconds since 1970 on the node's clock; None stays None."""
         return None if ends_at is None else ends_at - self._wall_clock() + self._clock()
 
     def seconds_left(self, ends_at: float) -> int:
@@ -109,7 +114,36 @@ class Access:
         return max(1, round(min(ends_at - self._clock(), SECONDS_MAX)))
 
 
-def _compact(info: msgspec.Raw) -> bytes:
+def memberships(rooms: Iterable[str], granted: Mapping[str, Grant]) -> dict[str, Membership]:
+    """Return what is said of rooms: by name alone, and with more.
+
+    Raises:
+        RoomNameError: no room may be called so.
+        TokenError: what is said of one isn't acceptable.
+    """
+    found = {check_room_name(room): Membership() for room in rooms}
+    for room, grant in granted.items():
+        found[check_room_name(room)] = Membership(info_of(grant), compact(grant.data))
+    return found
+
+
+def info_of(claims: Claims | Grant) -> bytes:
+    """Return what others may see, on one line.
+
+    Raises:
+        TokenError: `b64info` isn't JSON in base64.
+    """
+    if not claims.b64info:
+        return compact(claims.info)
+    try:
+        info = base64.b64decode(claims.b64info, validate=True)
+        msgspec.json.decode(info)
+        return compact(msgspec.Raw(info))
+    except (ValueError, RecursionError) as error:
+        raise TokenError(TokenFault.INVALID, "b64info: allowed: JSON in base64") from error
+
+
+def compact(info: msgspec.Raw) -> bytes:
     """Return JSON on one line: where it goes, a newline ends a message."""
     data = bytes(info)
     return msgspec.json.format(data, indent=-1) if data else b""

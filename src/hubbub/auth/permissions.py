@@ -8,7 +8,9 @@
 | users | | ✓ | if a user | ✓ |
 | anonymous | ✓ | ✓ | ✓ | ✓ |
 
-Two kinds of rooms have rules of their own for joining: `$…` only by a token for it, and `#NAME` only that user.
+Two kinds of rooms have rules of their own. Only who has a token for `$…` may join it, and only that user `#NAME`; and to
+do anything else there, one must be in it, whatever is allowed to more elsewhere. (What a client missed while it was away
+is given to it when it may join again: that isn't reading history.)
 """
 
 from typing import Literal
@@ -47,6 +49,11 @@ def may(who: Who, standing: Standing) -> bool:
         case "users":
             return standing.user != "" or standing.by_token
     return True
+
+
+def level(who: Who, room: str) -> Who:
+    """Return what a setting means in a room of that name, for all but joining."""
+    return "subscribers" if room.startswith((PRIVATE, PERSONAL)) and who in ("users", "anonymous") else who
 
 
 def may_subscribe(who: Who, room: str, standing: Standing) -> bool:

@@ -48,6 +48,19 @@ class TokenError(Exception):
         self.fault = fault
 
 
+class Grant(msgspec.Struct, frozen=True):
+    """What is said of a room that the server subscribes a connection to.
+
+    Attributes:
+        info: JSON for others in the room to see; b64info: the same in base64.
+        data: JSON for the client.
+    """
+
+    info: msgspec.Raw = msgspec.Raw()
+    b64info: str = ""
+    data: msgspec.Raw = msgspec.Raw()
+
+
 class Claims(msgspec.Struct, frozen=True):
     """What a token says.
 
@@ -56,7 +69,7 @@ class Claims(msgspec.Struct, frozen=True):
         exp: when the token is no longer accepted, in seconds since 1970; None: never.
         expire_at: when what it has opened ends, if that isn't `exp`; 0: never.
         room: the one that a subscription token is for; `channel` in the token.
-        info: JSON for others to see.
+        info: JSON for others to see; b64info: the same in base64.
         channels, subs: rooms that the server subscribes the connection to.
     """
 
@@ -65,8 +78,9 @@ class Claims(msgspec.Struct, frozen=True):
     expire_at: float | None = None
     room: str = msgspec.field(default="", name="channel")
     info: msgspec.Raw = msgspec.Raw()
+    b64info: str = ""
     channels: list[str] = []
-    subs: dict[str, msgspec.Raw] = {}
+    subs: dict[str, Grant] = {}
 
     @property
     def ends_at(self) -> float | None:

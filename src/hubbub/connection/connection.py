@@ -16,83 +16,32 @@ Rules:
 """
 
 import contextlib
-import random
 import uuid
 from collections.abc import Callable, Mapping
 
-import msgspec
 import structlog
 import trio
 import trio_websocket
 
-from hubbub.config import Settings
 from hubbub.connection.heartbeat import Pulse, first_pulse
 from hubbub.connection.linger import linger
-from hubbub.connection.outbox import Outbox, OutboxTotal, State
+from hubbub.connection.outbox import Outbox, State
+from hubbub.connection.services import Services, Upgrade
 from hubbub.connection.session import Session
 from hubbub.connection.transport import Transport
-from hubbub.connection.turnstile import Turnstile
 from hubbub.connection.wire import Wire
 from hubbub.core.frames import cut_reason, encode_close
-from hubbub.dialects.base import Conversation, Dialect
-from hubbub.hub.inbox import Inbox
+from hubbub.dialects.base import Dialect
 from hubbub.model.command import Answer, Refusal, Refused, Subscribed
-from hubbub.model.end import End
+from hubbub.model.end import Disconnect, End
 from hubbub.model.publication import Member
-from hubbub.model.subscriber import Loss, Subscriber
+from hubbub.model.question import Ask
+from hubbub.model.subscriber import Loss
 
 log = structlog.get_logger()
 
 NOBODY_TO_TELL = frozenset({End.PEER_LEFT, End.PEER_RESET, End.WRITE_STALL})
 """Ends after which nothing can be sent any more."""
-
-
-class Upgrade(msgspec.Struct, frozen=True):
-    """What the front door has checked and hands over.
-
-    Attributes:
-        head: the request head for trio-websocket, written by the front door.
-        leftover: what the client sent behind its own head.
-        subprotocol: to be named in the 101; the head offers it.
-        dialect: what it will speak.
-        converse: makes its side of that.
-        peer: its address, for the log.
-    """
-
-    head: bytes
-    leftover: bytes
-    subprotocol: str | None
-    dialect: Dialect
-    converse: Callable[[Subscriber, Member], Conversation]
-    peer: str
-
-
-class Services(msgspec.Struct, frozen=True):
-    """What connections share.
-
-    Attributes:
-        settings: every limit.
-        inbox: the hub's.
-        occupancy: how many are in a room.
-        connections: those that are open; each adds and removes itself.
-        outboxes: counts what waits in all of them.
-        turnstile: where those who come and go at one moment take turns.
-        count_open: called for each connection once its 101 is out.
-        count_pause: called each time that one's rates make it pause.
-        count_end: called once for each connection, opened or not; with whether it was cut off at a stop.
-        rng: for the heartbeat's jitter, and clients' names.
-    """
-
-    settings: Settings
-    inbox: Inbox
-    occupancy: Callable[[str], int]
-    connections: set["Connection"]
-    outboxes: OutboxTotal
-    turnstile: Turnstile
-    count_open: Callable[[], None]
-    count_pause: Callable[[], None]
-    count_end: Callable[[End, bool], None]
-    rng: random.Random
 
 
 async def serve_connection(transport: Transport, upgrade: Upgrade, services: Services) -> Refused | None:
@@ -108,6 +57,7 @@ async def serve_connection(transport: Transport, upgrade: Upgrade, services: Ser
             connection = Connection(transport, upgrade, services, nursery)
             services.connections.add(connection)
             try:
+                connection.be_counted()
                 refused = await connection.run()
             finally:
                 services.connections.discard(connection)
@@ -144,9 +94,11 @@ class Connection:
         "detail",
         "encoder",
         "ended",
+        "farewell",
         "gone",
         "member",
         "offer",
+        "opened",
         "opened_at",
         "outbox",
         "pulse",
@@ -165,11 +117,13 @@ class Connection:
         self._scope = trio.CancelScope()  # what the body is waiting in; `end` cancels it
         self.opened_at = trio.current_time()
         self.encoder: Dialect = upgrade.dialect
+        self.farewell: Disconnect | None = None  # what the back end wants the peer to be told
         self.member = Member("", str(uuid.UUID(int=services.rng.getrandbits(128), version=4)))
+        self.ended: End | None = None
         self.conversation = upgrade.converse(self, self.member)
         self.gone = False
+        self.opened = False  # whether its 101 is out
         self.was_in: Mapping[str, bool] = {}
-        self.ended: End | None = None
         self.detail = ""  # more about the end, for the peer and the log
         self.code: int | None = None  # of the Close: ours, or the peer's if that came first
         self.cut_off = False  # at a stop, before it had everything and the Close
@@ -177,7 +131,14 @@ class Connection:
         self.outbox = Outbox(transport, nursery, settings, services.outboxes, self.end)
         self.offer: Callable[[bytes, int], None] = self.outbox.offer  # bound once: called for each delivery
         self.session = Session(
-            self.conversation, services.inbox, self.outbox, services.occupancy, settings, services.count_pause, self.end
+            self.conversation,
+            services.inbox,
+            self.outbox,
+            services.occupancy,
+            settings,
+            services.ask,
+            services.count_pause,
+            self.end,
         )
         self.wire = Wire(
             transport,
@@ -212,9 +173,21 @@ class Connection:
         """As `end`: the hub's word for it."""
         self.end(end, detail)
 
+    def dismiss(self, disconnect: Disconnect) -> None:
+        """End because the back end wants it so, with its words. Never waits or raises."""
+        if self.ended is None:
+            self.farewell = disconnect
+        self.end(End.DISMISSED)
+
     def introduce(self, member: Member) -> None:
         """Be seen like this from now on."""
         self.member = member
+        self.be_counted()
+
+    def be_counted(self) -> None:
+        """Be one of the user's connections; one too many ends. Does nothing before it is one of the node's."""
+        if self._services.connections.introduce(self) > self._services.settings.connections_per_user_max:
+            self.end(End.TOO_MANY_OF_USER)
 
     def flush(self) -> None:
         """Send the replies that have been given, unless it has left the hub: as long as there are pushes."""
@@ -249,8 +222,10 @@ class Connection:
             refused = await self._join()
         if refused is not None or self.ended is not None:
             self.end(End.HANDSHAKE_TIMEOUT if self._scope.cancelled_caught else End.REFUSED)
-            return refused or Refused(Refusal.STOPPING)
+            too_many = self.ended is End.TOO_MANY_OF_USER
+            return refused or Refused(Refusal.TOO_MANY_OF_USER if too_many else Refusal.STOPPING)
         websocket = await self._open()
+        self.opened = True
         self._services.count_open()
         log.debug("upgraded", peer=self._upgrade.peer, dialect=self.encoder.name, **self.conversation.about)
         await self._serve(websocket)
@@ -272,6 +247,8 @@ class Connection:
         """Count the end and log it."""
         end = self.ended or End.CANCELLED
         self._services.count_end(end, self.cut_off)
+        if self.opened and self.conversation.is_known:
+            self._services.notices.disconnected(self.member, self.code, end.value)
         write = log.debug if end in (End.PEER_CLOSED, End.PEER_LEFT, End.PEER_RESET) else log.info
         write(
             "connection ended",
@@ -301,13 +278,14 @@ class Connection:
             answers.append(answer)
             answered.set()
 
-        command = self.conversation.opening(reply)
-        if command is None:
-            return None
-        await self._services.inbox.put(command)
-        await answered.wait()
-        answer = answers[0]
-        return answer if isinstance(answer, Refused) else None
+        for step in self.conversation.opening(reply):
+            command = step.then(await self._services.ask(step.question)) if isinstance(step, Ask) else step
+            if isinstance(command, Refused):
+                return command
+            if command is not None:
+                await self._services.inbox.put(command)
+                await answered.wait()
+        return next((answer for answer in answers if isinstance(answer, Refused)), None)
 
     async def _open(self) -> trio_websocket.WebSocketConnection:
         """Let trio-websocket read the head and queue the 101: it waits for our own tasks only."""
@@ -353,7 +331,7 @@ class Connection:
                 last_word = encode_close(verdict.code, verdict.reason or verdict.name) if verdict else b""
                 self.code = verdict.code if verdict else None
             else:
-                disconnect = self.encoder.disconnect(self.ended)
+                disconnect = self.farewell or self.encoder.disconnect(self.ended)
                 reason = cut_reason(f"{disconnect.reason}: {self.detail}" if self.detail else disconnect.reason)
                 last_word = encode_close(disconnect.code, reason)
                 self.code = disconnect.code

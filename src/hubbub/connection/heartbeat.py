@@ -12,12 +12,12 @@ Rules:
 """
 
 import random
-from collections.abc import Set
 from typing import TYPE_CHECKING
 
 import trio
 
 from hubbub.config import Settings
+from hubbub.connection.registry import Connections
 from hubbub.model.end import End
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def first_pulse(now: float, settings: Settings, rng: random.Random) -> Pulse:
     return Pulse(now + settings.ping_seconds * rng.uniform(0.5, 1.0))
 
 
-async def run_heartbeat(connections: Set["Connection"], settings: Settings) -> None:
+async def run_heartbeat(connections: Connections, settings: Settings) -> None:
     """Look at all connections, again and again, until cancelled."""
     while True:
         interval = min(settings.ping_seconds, settings.pong_seconds_max)

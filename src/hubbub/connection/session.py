@@ -11,7 +11,9 @@ Rules:
    is in a room counts by how many are, and so do joining and leaving where that is told. Answers count by size.
 3. One answer at a time, where it may be large: who comes back to a hundred rooms gets the second history when the
    first has left. So its outbox isn't filled by what it has asked for itself.
-4. A peer that is over its rates for `rate_seconds_max` on end is disconnected.
+4. Where the back end is to be asked first, only this connection waits for its answer: what the peer says later is
+   carried out later.
+5. A peer that is over its rates for `rate_seconds_max` on end is disconnected.
 """
 
 import contextlib
@@ -25,8 +27,19 @@ from hubbub.connection.outbox import Outbox
 from hubbub.core.rate import Bucket
 from hubbub.dialects.base import Conversation
 from hubbub.hub.inbox import Inbox
-from hubbub.model.command import Command, Enter, Publish, ReadHistory, ReadPresence, Subscribe, Tell, Unsubscribe
+from hubbub.model.command import (
+    Command,
+    Enter,
+    Publish,
+    ReadHistory,
+    ReadPresence,
+    Refused,
+    Subscribe,
+    Tell,
+    Unsubscribe,
+)
 from hubbub.model.end import End
+from hubbub.model.question import Ask, Asker
 
 log = structlog.get_logger()
 
@@ -40,12 +53,14 @@ class Session:
         outbox: this peer's.
         occupancy: how many are in a room.
         settings: the rates.
+        ask: has the back end answer a question.
         on_pause: called each time that the rates make it pause.
         on_end: called when the connection must end.
     """
 
     __slots__ = (
         "_answered",
+        "_ask",
         "_bytes",
         "_conversation",
         "_inbox",
@@ -67,6 +82,7 @@ class Session:
         outbox: Outbox,
         occupancy: Callable[[str], int],
         settings: Settings,
+        ask: Asker,
         on_pause: Callable[[], None],
         on_end: Callable[[End], None],
     ) -> None:
@@ -76,6 +92,7 @@ class Session:
         self._outbox = outbox
         self._occupancy = occupancy
         self._settings = settings
+        self._ask = ask
         self._on_pause = on_pause
         self._on_end = on_end
         self._publications = Bucket(settings.publications_per_second_max, settings.publications_burst_max, now)
@@ -87,30 +104,29 @@ class Session:
 
     async def receive(self, data: bytes, binary: bool) -> None:
         """Take one message; waits as the rules say. Raises nothing of its own."""
+        self.handing_over = True
+        unpaid = float(len(data))  # what isn't published has been read all the same
         try:
-            commands = self._conversation.receive(data, binary)
+            for step in self._conversation.receive(data, binary):
+                command = await self._permitted(step) if isinstance(step, Ask) else step
+                if type(command) is Publish:  # the hot path
+                    await self._inbox.put(command)
+                    weight = self._occupancy(command.room) / self._settings.rate_occupancy
+                    if weight < 1.0:  # a call less
+                        weight = 1.0
+                    size = len(command.data) * weight
+                else:
+                    if asks_for_much(command):
+                        await self._put_question(command)
+                    else:
+                        await self._inbox.put(command)
+                    weight, size = self._weigh(command), 0.0
+                if seconds := self._owed(weight, max(unpaid, size)):
+                    await self._wait(seconds)
+                unpaid = 0.0
         except Exception:
             log.exception("connection ended by an internal error")
             self._on_end(End.INTERNAL_ERROR)
-            return
-        self.handing_over = True
-        unpaid = float(len(data))  # what isn't published has been read all the same
-        for command in commands:
-            if type(command) is Publish:  # the hot path
-                await self._inbox.put(command)
-                weight = self._occupancy(command.room) / self._settings.rate_occupancy
-                if weight < 1.0:  # a call less
-                    weight = 1.0
-                size = len(command.data) * weight
-            else:
-                if asks_for_much(command):
-                    await self._put_question(command)
-                else:
-                    await self._inbox.put(command)
-                weight, size = self._weigh(command), 0.0
-            if seconds := self._owed(weight, max(unpaid, size)):
-                await self._wait(seconds)
-            unpaid = 0.0
         self.handing_over = False
 
     def charge(self, answered_bytes: int) -> None:
@@ -129,6 +145,12 @@ class Session:
         self._paced = False
         if self._pause is not None:
             self._pause.cancel()
+
+    async def _permitted(self, step: Ask) -> Command:
+        command = step.then(await self._ask(step.question))
+        assert command is not None, "only before the 101 there may be nothing to do"
+        assert not isinstance(command, Refused), "only before the 101 is there anyone to refuse"
+        return command
 
     def _weigh(self, command: Command) -> float:
         """Return as how many publications a command counts that is none."""

@@ -8,6 +8,7 @@ Rules:
 """
 
 from collections import deque
+from collections.abc import Mapping
 from itertools import islice
 from typing import Final
 
@@ -53,19 +54,27 @@ class History:
         return len(self._publications)
 
     def append(
-        self, data: bytes, kind: Kind, publisher: Member | None, now: float, *, size_max: int, bytes_max: int
+        self,
+        data: bytes,
+        kind: Kind,
+        publisher: Member | None,
+        now: float,
+        *,
+        size_max: int,
+        bytes_max: int,
+        tags: Mapping[str, str] | None = None,
     ) -> Publication:
         """Accept `data` as the next publication and return it; then drop the oldest beyond the bounds."""
         self._offset = offset = self._offset + 1
         self.touched = now
-        publication = Publication(self.room, self.epoch, offset, data, kind, now, size_max > 0, publisher)
+        publication = Publication(self.room, self.epoch, offset, data, kind, now, size_max > 0, publisher, tags)
         if size_max <= 0:
             self.clear()  # what it stored before it was told to store nothing doesn't go up to the top any more
             return publication
         if not self._bytes:
             self._publications = deque()
         self._publications.append(publication)
-        self._bytes += len(data) + PUBLICATION_OVERHEAD_BYTES
+        self._bytes += _size(publication)
         while len(self._publications) > size_max or self._bytes > bytes_max:
             self._drop_oldest()
         return publication
@@ -106,6 +115,12 @@ class History:
         return list(islice(reversed(self._publications), count - stop, count - start))[::-1]
 
     def _drop_oldest(self) -> None:
-        self._bytes -= len(self._publications.popleft().data) + PUBLICATION_OVERHEAD_BYTES
+        self._bytes -= _size(self._publications.popleft())
         if not self._bytes:
             self._publications = NOTHING
+
+
+def _size(publication: Publication) -> int:
+    size = len(publication.data) + PUBLICATION_OVERHEAD_BYTES
+    tags = publication.tags
+    return size if tags is None else size + sum(len(name) + len(value) + 100 for name, value in tags.items())

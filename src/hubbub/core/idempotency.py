@@ -15,13 +15,14 @@ from collections import deque
 import msgspec
 
 from hubbub.config import Settings
+from hubbub.model.command import Published
 from hubbub.model.publication import Position
 
 
 class _Result(msgspec.Struct, frozen=True, gc=False):
     room: str
     name: tuple[str, str]  # scope and key
-    position: Position
+    position: Position | None
     time: float
 
 
@@ -40,11 +41,11 @@ class Results:
     def __len__(self) -> int:
         return len(self._order)
 
-    def find(self, room: str, scope: str, key: str, now: float) -> Position | None:
+    def find(self, room: str, scope: str, key: str, now: float) -> Published | None:
         """Return what the key came to; None if it is new."""
         results = self._rooms.get(room)
         result = results.get((scope, key)) if results else None
-        return result.position if result and result.time >= self._due(now) else None
+        return Published(result.position) if result and result.time >= self._due(now) else None
 
     def has_room(self, room: str, now: float) -> bool:
         """Return whether one more result of that room could be remembered."""
@@ -55,14 +56,14 @@ class Results:
             and len(self._rooms.get(room, ())) < settings.idempotency_keys_max
         )
 
-    def remember(self, room: str, scope: str, key: str, position: Position, now: float) -> None:
+    def remember(self, room: str, scope: str, key: str, published: Published, now: float) -> None:
         """Keep a result. The caller has seen that the key is new and that there `has_room`."""
         self.expire(now)
         results = self._rooms.setdefault(room, {})
         if (scope, key) in results:
             return  # the first result stands
         name = sys.intern(scope), key  # one string for all keys of a room or a scope
-        result = results[name] = _Result(sys.intern(room), name, position, now)
+        result = results[name] = _Result(sys.intern(room), name, published.position, now)
         self._order.append(result)
 
     def expire(self, now: float) -> None:

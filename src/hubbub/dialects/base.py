@@ -1,11 +1,12 @@
 """What a dialect owes the rest of hubbub."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from hubbub.model.command import Command, Reply, Subscribe
 from hubbub.model.end import Disconnect, End
-from hubbub.model.publication import Member, Presence, Publication
+from hubbub.model.publication import Member, Position, Presence, Publication
+from hubbub.model.question import Ask
 from hubbub.model.subscriber import Loss
 
 
@@ -36,6 +37,11 @@ class Conversation(Protocol):
         ...
 
     @property
+    def is_known(self) -> bool:
+        """Whether it has introduced itself, if it must."""
+        ...
+
+    @property
     def about(self) -> Mapping[str, str]:
         """What the log says of it: its room, or its user."""
         ...
@@ -44,12 +50,15 @@ class Conversation(Protocol):
         """Return why the connection must end by now, if it must; asked now and then."""
         ...
 
-    def opening(self, reply: Reply) -> Subscribe | None:
-        """Return what must have been answered before the 101, if anything."""
+    def opening(self, reply: Reply) -> Iterable[Command | Ask]:
+        """Give what must have been answered before the 101, if anything, one after the other's answer."""
         ...
 
-    def receive(self, data: bytes, binary: bool) -> Sequence[Command]:
-        """Return the commands of one message. An exception is a bug here, never the peer's doing."""
+    def receive(self, data: bytes, binary: bool) -> Iterable[Command | Ask]:
+        """Give the commands of one message; each is understood once the one before has been handed over.
+
+        An exception is a bug here, never the peer's doing.
+        """
         ...
 
     def replies(self) -> bytes:
@@ -62,4 +71,32 @@ class Conversation(Protocol):
 
     def ping(self) -> bytes:
         """Return the frame of a ping, to be sent."""
+        ...
+
+    # What a back end does to it, by the server API.
+
+    def admit(
+        self,
+        room: str,
+        reply: Reply,
+        *,
+        info: bytes = b"",
+        data: bytes = b"",
+        since: Position | None = None,
+        ends_at: float | None = None,
+    ) -> Subscribe | None:
+        """Return the command that adds it to a room, and tells the peer; None if the dialect has no words for that.
+
+        Args:
+            room: to join.
+            reply: gets the hub's answer.
+            info: JSON for others in the room to see.
+            data: JSON for the peer.
+            since: where it was, to recover what it has missed.
+            ends_at: when it has to bring a token for the room, on the node's clock; None: never.
+        """
+        ...
+
+    def extend(self, ends_at: float | None, info: bytes) -> None:
+        """Let it be until then, on the node's clock (None: for ever); `info`: b"" leaves it as it is."""
         ...

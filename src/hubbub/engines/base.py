@@ -38,7 +38,15 @@ class EngineStatistics(msgspec.Struct, frozen=True):
 class Engine(Protocol):
     """An engine that never waits. Times are those of one clock that never goes back."""
 
-    def append(self, room: str, data: bytes, kind: Kind, now: float, publisher: Member | None = None) -> Publication:
+    def append(
+        self,
+        room: str,
+        data: bytes,
+        kind: Kind,
+        now: float,
+        publisher: Member | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Publication:
         """Accept a publication: give it its offset and keep it within the room's bounds."""
         ...
 
@@ -51,6 +59,10 @@ class Engine(Protocol):
 
     def recent(self, room: str, limit: int, now: float) -> Slice:
         """Return the room's last `limit` publications that aren't too old, oldest first, and its top."""
+        ...
+
+    def clear(self, room: str) -> None:
+        """Let go of what is kept of the room; its epoch and offsets go on."""
         ...
 
     def forget(self, room: str) -> None:

@@ -16,7 +16,7 @@ Rules:
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from hubbub.config import Settings
 from hubbub.core.history import PUBLICATION_OVERHEAD_BYTES, History
@@ -84,14 +84,22 @@ class MemoryEngine:
         self._spared = 0
         self._evicted = {"histories_bytes_max": 0, "rooms_max": 0}
 
-    def append(self, room: str, data: bytes, kind: Kind, now: float, publisher: Member | None = None) -> Publication:
+    def append(
+        self,
+        room: str,
+        data: bytes,
+        kind: Kind,
+        now: float,
+        publisher: Member | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Publication:
         """Accept a publication: give it its offset and keep it within the room's bounds."""
         history, order = self._histories.get(room) or self._open(room, now)
         settings = self._settings
         bounds = settings.namespace(room) or settings
         before = history.size_bytes
         publication = history.append(
-            data, kind, publisher, now, size_max=bounds.history_size, bytes_max=bounds.history_bytes_max
+            data, kind, publisher, now, size_max=bounds.history_size, bytes_max=bounds.history_bytes_max, tags=tags
         )
         order.idle.move_to_end(room)
         if before and history.size_bytes:
@@ -116,6 +124,12 @@ class MemoryEngine:
         """Return the room's last `limit` publications that aren't too old, oldest first, and its top."""
         history = self._look(room, now)
         return Slice(history.position, history.recent(limit))
+
+    def clear(self, room: str) -> None:
+        """Let go of what is kept of the room; its epoch and offsets go on."""
+        history, order = self._histories.get(room, (None, None))
+        if history is not None and order is not None:
+            self._empty(history, order)
 
     def forget(self, room: str) -> None:
         """Lose the room's history: the next publication starts a new epoch at offset 1."""

@@ -1,16 +1,12 @@
 """The hub's state: which publication goes to whom. Plain and synchronous; run by `hubbub.hub.task`.
 
 Rules:
-1. A publication is accepted by the engine, which gives it its place, and handed out later (`take`): what has happened
-   in a room meanwhile goes to each subscriber in one piece, encoded once a dialect.
-2. What was waiting when a subscriber joined isn't for it: it gets that from history, if it asked, and everything
-   after: each publication once (P2).
-3. A leave takes effect at once: nothing is handed out to who has left, and nothing brings it back.
-4. What is handed out follows what was handed out before, or the room's subscribers are told that it doesn't (P2).
-5. What a client may do is decided in the step that would do it: `hubbub.auth.permissions`.
-6. An exception in a room's step ends that room, not the node: its subscribers are told, its history is lost. One in
+1. What commands do is said in `hubbub.hub.steps`. What has happened in a room meanwhile goes to each subscriber in one
+   piece, encoded once a dialect (`take`).
+2. What is handed out follows what was handed out before, or the room's subscribers are told that it doesn't (P2).
+3. An exception in a room's step ends that room, not the node: its subscribers are told, its history is lost. One in
    an answer ends the connection that it is for.
-7. Every question gets one answer. Answers wait in their asker until `flush`.
+4. Every question gets one answer. Answers wait in their asker until `flush`; the server's own don't wait.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,40 +14,34 @@ from collections.abc import Callable, Mapping
 import msgspec
 import structlog
 
-from hubbub.auth.permissions import Standing, Who, may, may_subscribe
 from hubbub.config import Settings
-from hubbub.core.idempotency import Results
-from hubbub.core.recovery import recover
 from hubbub.core.rooms import Room, Rooms
 from hubbub.engines.base import Engine
-from hubbub.hub.delivery import Delivery, deliver, deliver_to
+from hubbub.hub.delivery import Delivery, deliver
+from hubbub.hub.steps import DONE, Steps
+from hubbub.hub.waiting import Event, Waiting
 from hubbub.model.command import (
     Answer,
     Command,
-    Done,
     Enter,
-    Past,
-    Present,
     Publish,
-    Published,
     ReadHistory,
     ReadPresence,
     Refusal,
     Refused,
+    RemoveHistory,
     Subscribe,
     Subscribed,
     Tell,
     Unsubscribe,
 )
 from hubbub.model.end import End
-from hubbub.model.publication import Presence, Publication
+from hubbub.model.publication import Publication
 from hubbub.model.subscriber import Loss, Subscriber
 
 PIECE_BYTES_MAX = 256 * 1024
 """What a room has accepted is handed out early once it is this much, so that no piece is far larger than
 what an outbox may hold."""
-
-DONE = Done()
 
 log = structlog.get_logger()
 
@@ -81,22 +71,19 @@ class Hub:
     def __init__(self, engine: Engine, rooms: Rooms, settings: Settings) -> None:
         self._engine = engine
         self._rooms = rooms
-        self._settings = settings
-        self._results = Results(settings)
-        self._waiting: dict[str, list[Publication | Presence]] = {}  # by room, in order, not yet handed out
-        self._waiting_bytes: dict[str, int] = {}
+        self._waiting = Waiting()
+        self._steps = Steps(engine, rooms, settings, self._waiting)
         self._answered: dict[Subscriber, None] = {}  # those with answers to flush, in order
         self._owes_ack = False  # whether one of these is the answer to a publish
-        self._publications = 0
-        self._deliveries = 0
         self._rooms_failed = 0
         self._gaps = 0
         self._refused = dict.fromkeys(Refusal, 0)
-        self._steps: dict[type, Callable[..., Answer]] = {
-            Subscribe: self._subscribe,
-            Unsubscribe: self._unsubscribe,
-            ReadHistory: self._read_history,
-            ReadPresence: self._read_presence,
+        self._step_of: dict[type, Callable[..., Answer]] = {
+            Subscribe: self._steps.subscribe,
+            Unsubscribe: self._steps.unsubscribe,
+            ReadHistory: self._steps.read_history,
+            ReadPresence: self._steps.read_presence,
+            RemoveHistory: self._steps.remove_history,
         }
 
     # -- commands
@@ -105,17 +92,17 @@ class Hub:
         """Accept a publication; True if its room should be handed out at once, for its size."""
         answer: Answer
         try:
-            answer = self._publish(command, now)
+            answer = self._steps.publish(command, now)
         except Exception:
             answer = self._end_room(command.room)
         if type(answer) is Refused:
             self._refused[answer.why] += 1
-        if command.reply is not None and command.asker is not None:
-            self._owes_ack = True
+        if command.reply is not None:
+            self._owes_ack = self._owes_ack or command.asker is not None
             self._answer(command.asker, command.reply, answer)
         elif type(answer) is Refused and command.asker is not None:
             command.asker.evict(End.NOT_PERMITTED, "" if answer.why is Refusal.DENIED else answer.why.value)
-        return self._waiting_bytes.get(command.room, 0) >= PIECE_BYTES_MAX
+        return self._waiting.size_bytes(command.room) >= PIECE_BYTES_MAX
 
     def comes_after_what_waits(self, command: Command) -> bool:
         """Whether everything must be handed out and flushed first.
@@ -139,14 +126,14 @@ class Hub:
                     self._rooms.unsubscribe(command.asker, room)
             self._answer(command.asker, lambda _: command.reply(answers), DONE)
             if entered:
-                for subscription, answer in zip(command.subscriptions, answers, strict=True):
-                    self._announce(subscription, answer)
+                for subscription in command.subscriptions:
+                    self._announce(subscription)
             return
         assert not isinstance(command, Publish)
         answer = self._answer_to(command, now)
         self._answer(command.asker, command.reply, answer)
-        if isinstance(command, Subscribe):
-            self._announce(command, answer)
+        if isinstance(command, Subscribe) and isinstance(answer, Subscribed):
+            self._announce(command)
 
     def flush(self) -> None:
         """Let everyone send the answers that it has been given."""
@@ -159,25 +146,23 @@ class Hub:
         rooms = self._rooms.rooms_of(subscriber)
         subscriber.was_in = {name: subscriber in room.by_token for name in rooms if (room := self._rooms.get(name))}
         for name in rooms:
-            self._part(subscriber, name)
+            self._steps.part(subscriber, name)
 
     def expire(self, now: float) -> bool:
         """Drop what is too old; True if there may be more than one step can do."""
-        self._results.expire(now)
+        self._steps.results.expire(now)
         return self._engine.expire(now)
 
     # -- handing out
 
     def waiting(self) -> list[str]:
         """Return the rooms that have something to hand out."""
-        return list(self._waiting)
+        return self._waiting.rooms()
 
     def take(self, name: str) -> list[Delivery]:
         """Return what is to be handed out in that room now, and to whom; it counts as handed out."""
-        events = self._waiting.pop(name, None)
-        self._waiting_bytes.pop(name, None)
-        room = self._rooms.get(name)
-        if events is None or room is None:
+        events, room = self._waiting.take(name), self._rooms.get(name)
+        if not events or room is None:
             return []
         try:
             return self._deliveries_of(room, events)
@@ -190,180 +175,46 @@ class Hub:
         return HubStatistics(
             rooms=len(self._rooms),
             subscriptions=self._rooms.subscriptions,
-            publications=self._publications,
-            deliveries=self._deliveries,
+            publications=self._steps.publications,
+            deliveries=self._steps.deliveries,
             rooms_failed=self._rooms_failed,
             gaps=self._gaps,
-            idempotency_keys=len(self._results),
+            idempotency_keys=len(self._steps.results),
             refused=self._refused,
         )
 
-    # -- steps: each returns its answer
+    # -- answers
 
-    def _publish(self, command: Publish, now: float) -> Answer:
-        room, key = command.room, command.idempotency_key
-        if (namespace := self._settings.namespace(room)) is None:
-            return Refused(Refusal.UNKNOWN_NAMESPACE)
-        who, asker, opened = namespace.allow_publish, command.asker, self._rooms.get(room)
-        if who != "anonymous" and asker is not None:
-            is_in = opened is not None and asker in opened
-            if not (is_in and who == "subscribers") and not self._may(who, asker, room):
-                return Refused(Refusal.DENIED)
-        scope = ""
-        if key:
-            scope = f"user {command.publisher.user}" if command.publisher is not None else "server"
-            first = self._results.find(room, scope, key, now)
-            if first is not None:
-                return Published(first if namespace.history_size else None)
-            if not self._results.has_room(room, now):
-                return Refused(Refusal.TOO_MANY_KEYS)
-        publication = self._engine.append(room, command.data, command.kind, now, command.publisher)
-        self._publications += 1
-        if key:
-            self._results.remember(room, scope, key, publication.position, now)
-        if opened is not None:
-            self._happen(room, publication)
-            self._waiting_bytes[room] = self._waiting_bytes.get(room, 0) + len(command.data)
-        if command.reply is None:
-            return DONE
-        return Published(publication.position if publication.stored else None)
-
-    def _subscribe(self, command: Subscribe, now: float) -> Answer:
-        name, subscriber, limits = command.room, command.asker, self._settings
-        namespace = limits.namespace(name)
-        if namespace is None:
-            return Refused(Refusal.UNKNOWN_NAMESPACE)
-        room = self._rooms.get(name)
-        if room is not None and subscriber in room:
-            return Refused(Refusal.ALREADY_SUBSCRIBED)
-        if not self._may_subscribe(namespace.allow_subscribe, command):
-            return Refused(Refusal.DENIED)
-        if room is None and len(self._rooms) >= limits.rooms_max:
-            return Refused(Refusal.TOO_MANY_ROOMS)
-        if room is not None and limits.subscribers_max and room.occupancy >= limits.subscribers_max:
-            return Refused(Refusal.ROOM_FULL)
-        if len(self._rooms.rooms_of(subscriber)) >= limits.rooms_per_connection_max:
-            return Refused(Refusal.TOO_MANY_SUBSCRIPTIONS)
-        recoverable = namespace.history_size > 0 and (namespace.force_recovery or command.recoverable)
-        answer = self._joined(command, recoverable, now)
-        if command.insist and command.since is not None and not answer.recovered:
-            return Refused(Refusal.UNRECOVERABLE)
-        standing = Standing(subscriber.member.user, subscribed=True, by_token=command.by_token)
-        told = command.joins is not None and (limits.insecure or may(namespace.allow_presence, standing))
-        self._rooms.subscribe(
-            subscriber,
-            name,
-            answer.position,
-            waiting=len(self._waiting.get(name, ())),
-            watches=told and namespace.join_leave and (namespace.force_join_leave or bool(command.joins)),
-            by_token=command.by_token,
-        )
-        positioned = recoverable or namespace.force_positioning or command.positioned
-        return msgspec.structs.replace(answer, positioned=positioned, recoverable=recoverable)
-
-    def _joined(self, command: Subscribe, recoverable: bool, now: float) -> Subscribed:
-        """Return what the newcomer is given of the past."""
-        since = command.since
-        if since is None or not recoverable:
-            past = self._engine.recent(command.room, command.history, now)
-            return Subscribed(past.position, past.publications)
-        limit = self._settings.recovery_publications_max
-        past = self._engine.read(command.room, now, since=since.offset, limit=limit)
-        missed = recover(past.position, past.publications, since)
-        return Subscribed(past.position, missed or (), recovered=missed is not None)
-
-    def _unsubscribe(self, command: Unsubscribe, now: float) -> Answer:
-        room = self._rooms.get(command.room)
-        if room is not None and command.asker in room and (waiting := self._waiting.get(command.room)):
-            delivery = deliver_to(room, command.asker, waiting)  # it was there when that happened
-            self._deliveries += delivery.publications
-            command.asker.offer(delivery.data, delivery.frames)
-        self._part(command.asker, command.room)
-        return DONE
-
-    def _read_history(self, command: ReadHistory, now: float) -> Answer:
-        namespace = self._settings.namespace(command.room)
-        if namespace is None:
-            return Refused(Refusal.UNKNOWN_NAMESPACE)
-        if not namespace.history_size:
-            return Refused(Refusal.SWITCHED_OFF)
-        if not self._may(namespace.allow_history, command.asker, command.room):
-            return Refused(Refusal.DENIED)
-        most = self._settings.recovery_publications_max
-        limit = most if command.limit < 0 else min(command.limit, most)
-        since = command.since
-        past = self._engine.read(
-            command.room, now, since=since.offset if since else None, limit=limit, reverse=command.reverse
-        )
-        if since is not None and since.epoch and since.epoch != past.position.epoch:
-            return Refused(Refusal.UNRECOVERABLE)
-        return Past(past.position, past.publications)
-
-    def _read_presence(self, command: ReadPresence, now: float) -> Answer:
-        namespace = self._settings.namespace(command.room)
-        if namespace is None:
-            return Refused(Refusal.UNKNOWN_NAMESPACE)
-        if not namespace.presence:
-            return Refused(Refusal.SWITCHED_OFF)
-        if not self._may(namespace.allow_presence, command.asker, command.room):
-            return Refused(Refusal.DENIED)
-        room = self._rooms.get(command.room)
-        return Present([subscriber.member for subscriber in room.subscribers()] if room is not None else [])
-
-    # -- parts of steps
-
-    def _answer_to(self, command: Subscribe | Unsubscribe | ReadHistory | ReadPresence, now: float) -> Answer:
+    def _answer_to(
+        self, command: Subscribe | Unsubscribe | ReadHistory | ReadPresence | RemoveHistory, now: float
+    ) -> Answer:
         answer: Answer
         try:
-            answer = self._steps[type(command)](command, now) if not command.asker.gone else Refused(Refusal.STOPPING)
+            gone = command.asker is not None and command.asker.gone
+            answer = Refused(Refusal.STOPPING) if gone else self._step_of[type(command)](command, now)
         except Exception:
             answer = self._end_room(command.room)
         if type(answer) is Refused:
             self._refused[answer.why] += 1
         return answer
 
-    def _announce(self, command: Subscribe, answer: Answer) -> None:
+    def _announce(self, command: Subscribe) -> None:
         command.asker.flush()  # its reply goes before anything of the room's
-        namespace, room = self._settings.namespace(command.room), self._rooms.get(command.room)
-        if isinstance(answer, Subscribed) and room is not None and namespace is not None and namespace.join_leave:
-            room.announced.add(command.asker)
-            self._happen(command.room, Presence(command.room, command.asker.member, joined=True))
+        self._steps.announce(command)
 
-    def _may(self, who: Who, asker: Subscriber, name: str) -> bool:
-        if who == "anonymous" or self._settings.insecure:
-            return True
-        room, user = self._rooms.get(name), asker.member.user
-        if room is not None and asker in room:
-            return may(who, Standing(user, subscribed=True, by_token=asker in room.by_token))
-        # What a connection has said before its end may be carried out only after its leave.
-        return may(who, Standing(user, subscribed=name in asker.was_in, by_token=asker.was_in.get(name, False)))
-
-    def _may_subscribe(self, who: Who, command: Subscribe) -> bool:
-        standing = Standing(command.asker.member.user, by_token=command.by_token)
-        return command.by_server or self._settings.insecure or may_subscribe(who, command.room, standing)
-
-    def _happen(self, room: str, event: Publication | Presence) -> None:
-        waiting = self._waiting.get(room)
-        if waiting is None:
-            self._waiting[room] = [event]
-        else:
-            waiting.append(event)
-
-    def _part(self, subscriber: Subscriber, name: str) -> None:
-        room = self._rooms.get(name)
-        announced = room is not None and subscriber in room.announced
-        if self._rooms.unsubscribe(subscriber, name) and announced and name in self._rooms:
-            self._happen(name, Presence(name, subscriber.member, joined=False))
-
-    def _answer(self, asker: Subscriber, reply: Callable[[Answer], None], answer: Answer) -> None:
-        self._answered[asker] = None
+    def _answer(self, asker: Subscriber | None, reply: Callable[[Answer], None], answer: Answer) -> None:
+        if asker is not None:
+            self._answered[asker] = None
         try:
             reply(answer)
         except Exception:
             log.exception("connection ended by an internal error")
-            asker.evict(End.INTERNAL_ERROR)
+            if asker is not None:
+                asker.evict(End.INTERNAL_ERROR)
 
-    def _deliveries_of(self, room: Room, events: list[Publication | Presence]) -> list[Delivery]:
+    # -- parts
+
+    def _deliveries_of(self, room: Room, events: list[Event]) -> list[Delivery]:
         newcomers, room.newcomers = room.newcomers, {}
         publications = [event for event in events if type(event) is Publication]
         if publications and not self._follows(room, publications):
@@ -373,7 +224,7 @@ class Hub:
         if publications:
             room.top = publications[-1].position
         deliveries = deliver(room, newcomers, events, len(publications))
-        self._deliveries += sum(delivery.publications * len(delivery.offers) for delivery in deliveries)
+        self._steps.deliveries += sum(delivery.publications * len(delivery.offers) for delivery in deliveries)
         return deliveries
 
     def _follows(self, room: Room, publications: list[Publication]) -> bool:
@@ -387,8 +238,7 @@ class Hub:
     def _end_room(self, name: str) -> Refused:
         log.exception("room ended by an internal error", room=name)
         self._rooms_failed += 1
-        self._waiting.pop(name, None)
-        self._waiting_bytes.pop(name, None)
+        self._waiting.take(name)
         self._engine.forget(name)
         self._lose_all(name, Loss.ROOM_ENDED)
         return Refused(Refusal.INTERNAL_ERROR)

@@ -1,11 +1,12 @@
 """What is asked of the hub, and what it answers.
 
-Every command names its `asker`; a reply is given in the very step that carries the command out, and must not wait or
-raise. Replies leave in the order of the commands, which is why even what needs no hub goes through it (`Tell`).
+Every command names its `asker`, or None: then the server itself asks, for its back end, and may everything. A reply is
+given in the very step that carries the command out, and must not wait or raise. Replies leave in the order of the
+commands, which is why even what needs no hub goes through it (`Tell`).
 """
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
@@ -24,14 +25,17 @@ class Refusal(enum.Enum):
 
     UNKNOWN_NAMESPACE = "the room's namespace isn't configured"
     DENIED = "not permitted in this room"
+    HISTORY_DENIED = "not permitted to read this room's history"
     ALREADY_SUBSCRIBED = "already subscribed"
     TOO_MANY_SUBSCRIPTIONS = "this client has rooms_per_connection_max rooms already"
     TOO_MANY_ROOMS = "there are rooms_max rooms already"
     ROOM_FULL = "the room has subscribers_max subscribers already"
+    TOO_MANY_OF_USER = "this user has connections_per_user_max connections already"
     UNRECOVERABLE = "what was missed isn't there any more"
     SWITCHED_OFF = "that is switched off for this room"
     TOO_MANY_KEYS = "too many idempotency keys are remembered; try again later"
     BUSY = "the hub didn't answer in time"
+    UNANSWERED = "the back end didn't answer"
     STOPPING = "the server is shutting down"
     INTERNAL_ERROR = "internal error"
 
@@ -94,6 +98,8 @@ class Publish(msgspec.Struct, frozen=True):
         idempotency_key: with it, a repeat of the same user in the same room isn't a second publication; "": none.
         asker: whose permission counts; None: the server itself.
         reply: None where nobody waits for the answer; an asker that is refused is then disconnected.
+        tags: for the structured dialect's clients.
+        keep: whether it goes into the history; if not, it has no place there.
     """
 
     room: str
@@ -103,6 +109,8 @@ class Publish(msgspec.Struct, frozen=True):
     idempotency_key: str = ""
     asker: "Subscriber | None" = None
     reply: Reply | None = None
+    tags: Mapping[str, str] | None = None
+    keep: bool = True
 
     @property
     def size_bytes(self) -> int:
@@ -110,7 +118,7 @@ class Publish(msgspec.Struct, frozen=True):
         return len(self.data) + COMMAND_OVERHEAD_BYTES
 
 
-class _Question(msgspec.Struct, frozen=True):
+class _Move(msgspec.Struct, frozen=True):
     asker: "Subscriber"
     room: str
     reply: Reply
@@ -121,7 +129,18 @@ class _Question(msgspec.Struct, frozen=True):
         return COMMAND_OVERHEAD_BYTES
 
 
-class Subscribe(_Question, frozen=True):
+class _Question(msgspec.Struct, frozen=True):
+    asker: "Subscriber | None"
+    room: str
+    reply: Reply
+
+    @property
+    def size_bytes(self) -> int:
+        """What it weighs in the hub's inbox."""
+        return COMMAND_OVERHEAD_BYTES
+
+
+class Subscribe(_Move, frozen=True):
     """Add `asker` to `room`.
 
     Attributes:
@@ -132,6 +151,7 @@ class Subscribe(_Question, frozen=True):
         joins: whether it would like to be told of joins and leaves; None: it has no words for them.
         by_token: whether it has shown a token for this room.
         by_server: whether it is the server that wants it there.
+        info: JSON for others in the room to see; b"" for none.
     """
 
     history: int = 0
@@ -142,6 +162,7 @@ class Subscribe(_Question, frozen=True):
     joins: bool | None = None
     by_token: bool = False
     by_server: bool = False
+    info: bytes = b""
 
 
 class Enter(msgspec.Struct, frozen=True):
@@ -157,8 +178,13 @@ class Enter(msgspec.Struct, frozen=True):
         return COMMAND_OVERHEAD_BYTES * (1 + len(self.subscriptions))
 
 
-class Unsubscribe(_Question, frozen=True):
-    """Take `asker` out of `room`; done also if it isn't there."""
+class Unsubscribe(_Move, frozen=True):
+    """Take `asker` out of `room`; done also if it isn't there.
+
+    `by_server`: it is the server that wants it out, so it is told (`Subscriber.lose`).
+    """
+
+    by_server: bool = False
 
 
 class ReadHistory(_Question, frozen=True):
@@ -179,6 +205,10 @@ class ReadPresence(_Question, frozen=True):
     """Ask who is in the room."""
 
 
+class RemoveHistory(_Question, frozen=True):
+    """Let go of what is kept of the room; its epoch and offsets go on. For the server only."""
+
+
 class Tell(msgspec.Struct, frozen=True):
     """Call `act` when it is this command's turn: what a connection is to be told after its earlier replies.
 
@@ -195,4 +225,4 @@ class Tell(msgspec.Struct, frozen=True):
         return COMMAND_OVERHEAD_BYTES
 
 
-Command: TypeAlias = Publish | Subscribe | Enter | Unsubscribe | ReadHistory | ReadPresence | Tell
+Command: TypeAlias = Publish | Subscribe | Enter | Unsubscribe | ReadHistory | ReadPresence | RemoveHistory | Tell

@@ -35,6 +35,11 @@ class End(enum.Enum):
     HANDSHAKE_TIMEOUT = "handshake_timeout"  # the hub was too busy to let it in
     # Ours.
     SHUTDOWN = "shutdown"
+    DISMISSED = "dismissed"  # the back end wants it to go
+    REMOVED = "removed"  # ... or to leave its only room
+    GAP = "gap"  # a publication is missing in a room where only the server could subscribe it again
+    TOO_MANY_OF_USER = "too_many_of_user"
+    UNANSWERED = "unanswered"  # the back end didn't say whether it may
     ROOM_ENDED = "room_ended"  # its only room is lost: a gap, or an exception in the room's step
     INTERNAL_ERROR = "internal_error"  # an exception in the code that serves this connection
     REFUSED = "refused"  # never opened: no room for it

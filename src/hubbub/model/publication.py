@@ -1,6 +1,8 @@
 """What a room accepted, and where it stands in the room's order."""
 
+import base64
 import enum
+from collections.abc import Mapping
 
 import msgspec
 
@@ -32,11 +34,13 @@ class Member(msgspec.Struct, frozen=True, gc=False):
         user: the authenticated identity; "" for anonymous.
         client: this connection's own name, a UUID.
         info: JSON about the user, for all rooms; b"" for none.
+        room_info: likewise, for one room.
     """
 
     user: str
     client: str
     info: bytes = b""
+    room_info: bytes = b""
 
 
 class Publication(msgspec.Struct, frozen=True, gc=False):
@@ -51,6 +55,7 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
         time: when it was accepted, in seconds of the node's clock (for its age only).
         stored: whether the room keeps a history: only then is the offset told to clients.
         publisher: the member that said it; None for the server's own.
+        tags: for clients that have words for them.
     """
 
     room: str
@@ -61,11 +66,16 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     time: float
     stored: bool = True
     publisher: Member | None = None
+    tags: Mapping[str, str] | None = None
 
     @property
     def position(self) -> Position:
         """Where it is."""
         return Position(self.epoch, self.offset)
+
+
+class Passing(Publication, frozen=True, gc=False):
+    """A publication that isn't kept where others are: it has no place of its own, but the one before's."""
 
 
 class Presence(msgspec.Struct, frozen=True, gc=False):
@@ -74,3 +84,13 @@ class Presence(msgspec.Struct, frozen=True, gc=False):
     room: str
     member: Member
     joined: bool
+
+
+def encode_as_json(data: bytes, kind: Kind) -> bytes:
+    """Return a payload as JSON: text as a string, binary as {"b64": …}."""
+    match kind:
+        case Kind.JSON:
+            return data
+        case Kind.TEXT:
+            return msgspec.json.encode(data.decode())
+    return b'{"b64":"' + base64.b64encode(data) + b'"}'

@@ -4,7 +4,7 @@ import enum
 from collections.abc import Mapping
 from typing import Protocol
 
-from hubbub.model.end import End
+from hubbub.model.end import Disconnect, End
 from hubbub.model.publication import Member, Presence, Publication
 
 
@@ -13,6 +13,7 @@ class Loss(enum.Enum):
 
     GAP = "gap"  # a publication is missing: what follows wouldn't be in order
     ROOM_ENDED = "room_ended"  # an exception in the room's step
+    REMOVED = "removed"  # by the server, for its back end
 
 
 class Encoder(Protocol):
@@ -52,7 +53,7 @@ class Subscriber(Protocol):
         ...
 
     def introduce(self, member: Member) -> None:
-        """Be seen like this by others, from now on; before it joins any room."""
+        """Be seen like this by others, from now on; the user is the same once it has joined a room."""
         ...
 
     def offer(self, data: bytes, frames: int) -> None:
@@ -68,6 +69,10 @@ class Subscriber(Protocol):
 
     def lose(self, room: str, loss: Loss) -> None:
         """Learn that it isn't in the room any more, though it hasn't asked for that. Never waits, never raises."""
+        ...
+
+    def dismiss(self, disconnect: Disconnect) -> None:
+        """As `evict`, with what the back end wants the peer to be told. Never waits, never raises."""
         ...
 
     def evict(self, end: End, detail: str = "") -> None:

@@ -14,18 +14,25 @@ import contextlib
 from collections.abc import Iterator
 from http import HTTPStatus
 
+import msgspec
 import structlog
 import trio
 
 from hubbub.auth.proxies import client_address, is_loopback, is_trusted, parse_networks
-from hubbub.connection.connection import Services, Upgrade, serve_connection
+from hubbub.connection.connection import serve_connection
 from hubbub.connection.linger import linger
+from hubbub.connection.services import Services, Upgrade
 from hubbub.connection.transport import TlsTransport, Transport
+from hubbub.model.command import Refusal
 from hubbub.web.addresses import Addresses
 from hubbub.web.admission import Admission
+from hubbub.web.api.api import Api, Call
 from hubbub.web.http import HttpConnection, HttpError, Request, Response
 from hubbub.web.metrics import Metrics
-from hubbub.web.routes import House, Routes, Visit
+from hubbub.web.routes import Door, House, Routes, Visit
+
+STATUSES = {Refusal.DENIED: 403, Refusal.HISTORY_DENIED: 403, Refusal.TOO_MANY_OF_USER: 429}
+"""What is answered in place of the 101 to whom the hub doesn't let in; 503 to all others."""
 
 log = structlog.get_logger()
 
@@ -40,22 +47,24 @@ class FrontDoor:
         services: what connections share.
         metrics: counts, and answers /metrics.
         admission: who becomes what.
+        api: answers the server API's calls.
     """
 
-    def __init__(self, services: Services, metrics: Metrics, admission: Admission) -> None:
+    def __init__(self, services: Services, metrics: Metrics, admission: Admission, api: Api) -> None:
         self._services = services
         self._settings = services.settings
         self._metrics = metrics
-        self._routes = Routes(services.settings, metrics, admission)
+        self._routes = Routes(services.settings, metrics, admission, api)
+        self._api = api
         self._addresses = Addresses()
         self._waiting: set[trio.CancelScope] = set()  # those that wait for a request
-        self._serving = 0
+        self._serving = dict.fromkeys(Door, 0)
         self._draining = False
 
     @property
     def serving(self) -> int:
         """How many transports are being served, before and after their upgrade."""
-        return self._serving
+        return sum(self._serving.values())
 
     @property
     def addresses(self) -> int:
@@ -68,17 +77,17 @@ class FrontDoor:
         for scope in self._waiting:
             scope.cancel()
 
-    async def serve(self, transport: Transport, peer: str, local_address: str, operators: bool = False) -> None:
+    async def serve(self, transport: Transport, peer: str, local_address: str, door: Door = Door.PUBLIC) -> None:
         """Serve one transport to its end, and close it. Raises nothing but cancellation.
 
         Args:
             peer: who is there: the peer's address, or what the PROXY protocol says.
             local_address: where the connection arrived, for the Host check.
-            operators: whether it arrived at the operators' own address.
+            door: by which door it came in.
         """
-        visit = Visit(peer, local_address, isinstance(transport, TlsTransport), operators)
+        visit = Visit(peer, local_address, isinstance(transport, TlsTransport), door)
         log.debug("opened", peer=peer, tls=visit.tls)
-        self._serving += 1
+        self._serving[door] += 1
         try:
             if self._is_heard(visit):
                 await self._serve(transport, visit)
@@ -88,7 +97,7 @@ class FrontDoor:
             log.exception("connection ended by an internal error", peer=visit.peer)
             self._metrics.count_error()
         finally:
-            self._serving -= 1
+            self._serving[door] -= 1
             if visit.key is not None:
                 self._addresses.leave(visit.key)
             transport.close_forcefully()
@@ -96,7 +105,7 @@ class FrontDoor:
     def _is_heard(self, visit: Visit) -> bool:
         """Count the peer's address, if it is a client's; False if it has far too many connections."""
         trusted = parse_networks(self._settings.trusted_proxies)
-        if is_loopback(visit.peer) or is_trusted(visit.peer, trusted):
+        if visit.door is not Door.PUBLIC or is_loopback(visit.peer) or is_trusted(visit.peer, trusted):
             return True
         visit.key, visit.from_address = self._addresses.enter(visit.peer)
         if visit.from_address <= self._settings.connections_per_address_max + HEARD_BEYOND_LIMIT:
@@ -108,7 +117,7 @@ class FrontDoor:
     def _learn_client(self, request: Request, visit: Visit) -> None:
         """Take the client's address from the header of a trusted proxy."""
         trusted = parse_networks(self._settings.trusted_proxies)
-        if visit.key is None and is_trusted(visit.peer, trusted):
+        if visit.door is Door.PUBLIC and visit.key is None and is_trusted(visit.peer, trusted):
             named = client_address(visit.peer, request.fields("forwarded"), request.fields("x-forwarded-for"), trusted)
             if named is not None:
                 visit.peer = named
@@ -120,7 +129,7 @@ class FrontDoor:
         if upgrade is not None:
             refused = await serve_connection(transport, upgrade, self._services)
             if refused is not None:
-                answer = self._refuse(visit, HttpError(503, refused.why.value, close=True))
+                answer = self._refuse(visit, HttpError(STATUSES.get(refused.why, 503), refused.why.value, close=True))
                 await self._answer(self._http(transport), answer)
                 await linger(transport, self._settings)
 
@@ -138,6 +147,8 @@ class FrontDoor:
             answer = await self._next_answer(http, visit, head_deadline)
             if answer is None or isinstance(answer, Upgrade):
                 return answer
+            if isinstance(answer, Call):
+                answer = await self._carry_out(answer, visit)
             await self._answer(http, answer)
             if answer.close or not http.can_go_on:
                 await linger(transport, settings)
@@ -163,22 +174,41 @@ class FrontDoor:
         with trio.fail_after(self._settings.write_stall_seconds_max):
             await http.respond(answer)
 
-    async def _next_answer(self, http: HttpConnection, visit: Visit, deadline: float) -> Response | Upgrade | None:
+    async def _carry_out(self, call: Call, visit: Visit) -> Response:
+        try:
+            return await self._api.answer(call)
+        except HttpError as error:
+            return self._refuse(visit, error)
+
+    async def _next_answer(
+        self, http: HttpConnection, visit: Visit, deadline: float
+    ) -> Response | Call | Upgrade | None:
         """Read a request and decide; None if there is none and never will be."""
         with trio.CancelScope(deadline=deadline) as scope, self.letting_go(scope):
             try:
-                request = await http.read_request()
+                request = await http.read_head()
                 if request is None:
                     return None
                 self._learn_client(request, visit)
-                house = House(self._draining, self._serving, len(self._services.connections))
-                return self._routes.decide(request, http.leftover, visit, house)
+                decided = self._decide(request, http.leftover, visit)
+                if isinstance(decided, Call):
+                    body = await http.read_body(request, self._settings.api_body_bytes_max)
+                    return msgspec.structs.replace(decided, body=body)
+                await http.discard_body(request)
+                return decided
             except HttpError as error:
                 return self._refuse(visit, error)
         if not http.in_head or self._draining:
             return None
         late = f"no request within {self._settings.head_seconds_max:g} s"
         return self._refuse(visit, HttpError(408, late, close=True))
+
+    def _decide(self, request: Request, leftover: bytes, visit: Visit) -> Response | Call | Upgrade:
+        house = House(self._draining, self._serving[Door.PUBLIC], len(self._services.connections))
+        try:
+            return self._routes.decide(request, leftover, visit, house)
+        except HttpError as error:
+            return self._refuse(visit, error)
 
     @contextlib.contextmanager
     def letting_go(self, scope: trio.CancelScope) -> Iterator[None]:

@@ -1,11 +1,14 @@
 """HTTP/1.1 over a transport: h11 does the protocol, this adds reading, writing and limits.
 
-Requests here are small and have no use for a body; one that comes with a body has it read and discarded, up to a
-limit, so that the connection can go on to the next request.
+Rules:
+1. A request is its head. Whoever has looked at that decides what becomes of its body: it is read up to a limit, or
+   read and discarded up to another, so that the connection can go on to the next request.
+2. A body over its limit ends the connection (413): nobody reads the rest just to find the next request.
 """
 
 import email.utils
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 
 import h11
@@ -17,6 +20,9 @@ from hubbub.connection.transport import Transport
 from hubbub.connection.turnstile import Turnstile
 
 TEXT = "text/plain; charset=utf-8"
+JSON = "application/json"
+READABLE = ("GET", "HEAD")
+"""Methods for what there is to look at."""
 _READ_BYTES = 4096
 _DETAIL_CHARACTERS_MAX = 200
 """h11 quotes the line that it refuses; nobody needs all of a long one."""
@@ -62,6 +68,17 @@ class HttpError(Exception):
         self.response = Response(status, body.encode(), headers=headers, close=close)
 
 
+def check_method(request: Request, allowed: tuple[str, ...]) -> None:
+    """See that the method is one of those.
+
+    Raises:
+        HttpError: 405, it isn't.
+    """
+    if request.method not in allowed:
+        names = ", ".join(allowed)
+        raise HttpError(405, f"method: got {request.method[:20]!a}, allowed: {names}", (("Allow", names),))
+
+
 class HttpConnection:
     """The server's side of one HTTP/1.1 connection, up to its end or an upgrade. Owns nothing."""
 
@@ -101,11 +118,13 @@ class HttpConnection:
         else:
             await self._receive()
 
-    async def read_request(self) -> Request | None:
-        """Wait for a request, and discard its body; None if the peer has ended the connection. No deadline of its own.
+    async def read_head(self) -> Request | None:
+        """Wait for a request's head; None if the peer has ended the connection. No deadline of its own.
+
+        Its body is to be read or discarded before the answer.
 
         Raises:
-            HttpError: what came is not an acceptable request (400, 413, 431, 501, 505).
+            HttpError: what came is not an acceptable request (400, 431, 501, 505).
             trio.BrokenResourceError: the connection is broken.
         """
         self._head_only = False
@@ -116,22 +135,41 @@ class HttpConnection:
         self._head_only = request.method == "HEAD"
         if not request.version.startswith("1."):
             raise HttpError(505, f"HTTP version: got {request.version}, allowed: 1.1, 1.0", close=True)
-        await self._discard_body(request)
+        if request.fields("content-length") and request.fields("transfer-encoding"):
+            # Somebody between us may have read it differently.
+            raise HttpError(400, "body: got Content-Length and Transfer-Encoding, allowed: one of them", close=True)
         return request
 
-    async def _discard_body(self, request: Request) -> None:
-        limit = self._settings.body_bytes_max
-        lengths = request.fields("content-length")
-        if lengths and request.fields("transfer-encoding"):  # somebody between us may have read it differently
-            raise HttpError(400, "body: got Content-Length and Transfer-Encoding, allowed: one of them", close=True)
-        declared = int("".join(lengths) or "0")  # h11 has checked that it is one number
+    async def read_body(self, request: Request, bytes_max: int) -> bytes:
+        """Return the body of the request whose head has been read. No deadline of its own.
+
+        Raises:
+            HttpError: it is over `bytes_max` (413), or malformed (400).
+            trio.BrokenResourceError: the connection is broken.
+        """
+        body = bytearray()
+        await self._take_body(request, bytes_max, body.extend)
+        return bytes(body)
+
+    async def discard_body(self, request: Request) -> None:
+        """Read on to the end of the request whose head has been read. No deadline of its own.
+
+        Raises:
+            HttpError: the body is over `body_bytes_max` (413), or malformed (400).
+            trio.BrokenResourceError: the connection is broken.
+        """
+        await self._take_body(request, self._settings.body_bytes_max, len)
+
+    async def _take_body(self, request: Request, bytes_max: int, take: Callable[[bytes], object]) -> None:
+        declared = int("".join(request.fields("content-length")) or "0")  # h11 has checked that it is one number
         received = 0
-        while declared <= limit and received <= limit:
+        while declared <= bytes_max and received <= bytes_max:
             event = await self._next_event()
             if not isinstance(event, h11.Data):
                 return
             received += len(event.data)
-        raise HttpError(413, f"body is over {limit} bytes", close=True)
+            take(event.data)
+        raise HttpError(413, f"body is over {bytes_max} bytes", close=True)
 
     async def respond(self, response: Response) -> None:
         """Send a response; does nothing if one has been sent to this request already. No deadline of its own.

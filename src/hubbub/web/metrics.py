@@ -4,7 +4,7 @@ A node has a registry of its own, so that several can run in one process (tests 
 Prometheus: base units, `_total` for what only grows.
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 
 import prometheus_client
 import trio
@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from hubbub import __version__
-from hubbub.connection.connection import Connection
+from hubbub.connection.registry import Connections
 from hubbub.engines.base import Engine
 from hubbub.hub.inbox import Inbox
 from hubbub.hub.state import Hub
@@ -26,7 +26,7 @@ CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 class Metrics:
     """One node's figures."""
 
-    def __init__(self, hub: Hub, inbox: Inbox, engine: Engine, connections: Set[Connection]) -> None:
+    def __init__(self, hub: Hub, inbox: Inbox, engine: Engine, connections: Connections) -> None:
         self.cut_off = 0
         self._registry = CollectorRegistry()
         self._registry.register(_Snapshot(hub, inbox, engine, connections))
@@ -80,6 +80,10 @@ class Metrics:
         """Count one exception that nobody expected."""
         self._errors.inc()
 
+    def add(self, collector: Collector) -> None:
+        """Show what it collects, too."""
+        self._registry.register(collector)
+
     def text(self) -> bytes:
         """Return everything in the text format of Prometheus."""
         return prometheus_client.generate_latest(self._registry)
@@ -88,7 +92,7 @@ class Metrics:
 class _Snapshot(Collector):
     """What the parts hold at the moment somebody looks."""
 
-    def __init__(self, hub: Hub, inbox: Inbox, engine: Engine, connections: Set[Connection]) -> None:
+    def __init__(self, hub: Hub, inbox: Inbox, engine: Engine, connections: Connections) -> None:
         self._hub = hub
         self._inbox = inbox
         self._engine = engine

@@ -40,19 +40,23 @@ UNRECOVERABLE = Error(112, "unrecoverable position")
 ERRORS = {
     Refusal.UNKNOWN_NAMESPACE: UNKNOWN_CHANNEL,
     Refusal.DENIED: PERMISSION_DENIED,
+    Refusal.HISTORY_DENIED: PERMISSION_DENIED,
     Refusal.ALREADY_SUBSCRIBED: ALREADY_SUBSCRIBED,
     Refusal.TOO_MANY_SUBSCRIPTIONS: LIMIT_EXCEEDED,
     Refusal.TOO_MANY_ROOMS: LIMIT_EXCEEDED,
     Refusal.ROOM_FULL: LIMIT_EXCEEDED,
+    Refusal.TOO_MANY_OF_USER: LIMIT_EXCEEDED,
     Refusal.UNRECOVERABLE: UNRECOVERABLE,
     Refusal.SWITCHED_OFF: NOT_AVAILABLE,
     Refusal.TOO_MANY_KEYS: TOO_MANY_REQUESTS,
     Refusal.BUSY: INTERNAL,
+    Refusal.UNANSWERED: INTERNAL,
     Refusal.STOPPING: INTERNAL,
     Refusal.INTERNAL_ERROR: INTERNAL,
 }
 
 UNSUBSCRIBES = {
+    Loss.REMOVED: Disconnect(2000, "server unsubscribe"),
     Loss.GAP: Disconnect(2500, "insufficient state"),
     Loss.ROOM_ENDED: Disconnect(2502, "state invalidated"),
 }
@@ -60,9 +64,11 @@ UNSUBSCRIBES = {
 DISCONNECTS = {
     End.SHUTDOWN: Disconnect(3001, "shutdown"),
     End.INTERNAL_ERROR: Disconnect(3004, "internal server error"),
+    End.UNANSWERED: Disconnect(3004, "internal server error"),
     End.EXPIRED: Disconnect(3005, "connection expired"),
     End.SUBSCRIPTION_EXPIRED: Disconnect(3006, "subscription expired"),
     End.SLOW_CONSUMER: Disconnect(3008, "slow"),
+    End.GAP: Disconnect(3010, "insufficient state"),
     End.NO_PONG: Disconnect(3012, "no pong"),
     End.TOO_FAST: Disconnect(3013, "too many requests"),
     End.TOO_MANY_CONTROL_FRAMES: Disconnect(3013, "too many requests"),
@@ -70,6 +76,8 @@ DISCONNECTS = {
     End.BAD_REQUEST: Disconnect(3501, "bad request"),
     End.TOO_MANY_FRAGMENTS: Disconnect(3501, "bad request"),
     End.STALE: Disconnect(3502, "stale"),
+    End.DISMISSED: Disconnect(3503, "force disconnect"),
+    End.TOO_MANY_OF_USER: Disconnect(3504, "connection limit"),
     End.WRONG_FORMAT: Disconnect(3506, "inappropriate protocol"),
     End.NOT_PERMITTED: Disconnect(3507, "permission denied"),
     End.NOT_AVAILABLE: Disconnect(3508, "not available"),

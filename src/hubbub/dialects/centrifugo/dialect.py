@@ -1,6 +1,5 @@
 """What happens in a room, as bytes: encoded once for all who hear it."""
 
-import base64
 import functools
 
 import msgspec
@@ -8,7 +7,7 @@ import msgspec
 from hubbub.core.frames import TEXT, encode_frame
 from hubbub.dialects.centrifugo.codes import DISCONNECTS
 from hubbub.model.end import Disconnect, End
-from hubbub.model.publication import Kind, Member, Presence, Publication
+from hubbub.model.publication import Member, Presence, Publication, encode_as_json
 
 
 class CentrifugoDialect:
@@ -32,29 +31,23 @@ class CentrifugoDialect:
 
 def encode_publication(publication: Publication) -> bytes:
     """Return a publication as JSON."""
-    parts = [b'{"data":', encode_data(publication)]
+    parts = [b'{"data":', encode_as_json(publication.data, publication.kind)]
     if publication.publisher is not None:
         parts += b',"info":', encode_member(publication.publisher)
     if publication.stored:
         parts.append(b',"offset":%d' % publication.offset)
+    if publication.tags:
+        parts += b',"tags":', msgspec.json.encode(publication.tags)
     parts.append(b"}")
     return b"".join(parts)
-
-
-def encode_data(publication: Publication) -> bytes:
-    """Return the payload as JSON: what plain clients say as a string, or as {"b64": …} if it is binary."""
-    match publication.kind:
-        case Kind.JSON:
-            return publication.data
-        case Kind.TEXT:
-            return msgspec.json.encode(publication.data.decode())
-    return b'{"b64":"' + base64.b64encode(publication.data) + b'"}'
 
 
 @functools.lru_cache(maxsize=256)  # who talks, talks on
 def encode_member(member: Member) -> bytes:
     """Return what the protocol calls ClientInfo."""
     info = b',"conn_info":' + member.info if member.info else b""
+    if member.room_info:
+        info += b',"chan_info":' + member.room_info
     return b'{"user":' + msgspec.json.encode(member.user) + b',"client":"' + member.client.encode() + b'"' + info + b"}"
 
 

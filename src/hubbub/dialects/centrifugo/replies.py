@@ -19,10 +19,18 @@ def encode_nothing(answer: Answer) -> bytes:
     return b"{}"
 
 
-def encode_subscribed(body: requests.Subscribe, lifetime: Mapping[str, object], answer: Answer) -> bytes:
-    """Return what a new subscriber is told; `body` is what it asked for, `lifetime` when its token expires."""
+def encode_subscribed(body: requests.Subscribe, lifetime: Mapping[str, object], data: bytes, answer: Answer) -> bytes:
+    """Return what a new subscriber is told.
+
+    Args:
+        body: what it asked for.
+        lifetime: when its token expires.
+        data: JSON that the back end has for it; b"" for none.
+    """
     assert isinstance(answer, Subscribed)
     members = dict(lifetime)
+    if data:
+        members["data"] = msgspec.Raw(data)
     if answer.recoverable:
         members["recoverable"] = True
     if answer.positioned:
@@ -35,6 +43,11 @@ def encode_subscribed(body: requests.Subscribe, lifetime: Mapping[str, object], 
     if body.recover:
         members["was_recovering"] = True
     return msgspec.json.encode(members)
+
+
+def encode_subscribe_push(room: str, content: bytes) -> bytes:
+    """Return the push that tells a client of a room that the server has put it into, as JSON."""
+    return b'{"push":{"channel":%s,"subscribe":%s}}' % (msgspec.json.encode(room), content)
 
 
 def encode_published(answer: Answer) -> bytes:

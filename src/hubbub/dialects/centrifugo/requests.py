@@ -20,6 +20,7 @@ class Connect(msgspec.Struct):
     """Introduce oneself: the first command."""
 
     token: Text = None
+    data: msgspec.Raw = NO_JSON
     name: Annotated[str, Meta(max_length=16)] | None = None
     version: Annotated[str, Meta(max_length=64)] | None = None
     subs: "dict[str, Subscribe] | None" = None
@@ -30,6 +31,7 @@ class Subscribe(msgspec.Struct):
 
     channel: Text = None
     token: Text = None
+    data: msgspec.Raw = NO_JSON
     recover: Flag = None
     epoch: Epoch = None
     offset: Unsigned64 = None
@@ -171,8 +173,15 @@ def has_longer_number(data: bytes) -> bool:
 
 
 def compact(value: msgspec.Raw) -> bytes:
-    """Return a JSON value on one line, without insignificant white space; `decode` has checked that it is one."""
+    """Return a JSON value on one line, without insignificant white space; `decode` has checked that it is one.
+
+    Raises:
+        MalformedRequestError: it is nested so deeply that it can't even be written anew.
+    """
     data = bytes(value)
     if data.startswith(b'"'):
         return data  # whatever is in a string is significant
-    return msgspec.json.format(data, indent=-1) if b" " in data or b"\t" in data or b"\r" in data else data
+    try:
+        return msgspec.json.format(data, indent=-1) if b" " in data or b"\t" in data or b"\r" in data else data
+    except RecursionError as error:
+        raise MalformedRequestError("JSON is nested too deeply") from error

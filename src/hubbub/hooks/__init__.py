@@ -1,0 +1,1 @@
+"""Event hooks: what a back end is asked before a client may do something, and what it is told afterwards."""

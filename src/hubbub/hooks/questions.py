@@ -1,0 +1,118 @@
+"""Asking the back end: may this client connect, join that room, publish this there?
+
+Rules:
+1. An answer is HTTP 200 with JSON that makes sense (`answers`). Whatever else happens, or if it takes longer than the
+   hook's `seconds_max`, the hook's `on_failure` decides.
+2. At most `hook_requests_max` questions are under way. The others wait, in the order in which they came, and that
+   counts as time of theirs.
+3. Who asks gets a verdict, always: nothing is raised but Trio's cancellation.
+"""
+
+import time
+from collections import Counter
+from typing import get_args
+
+import msgspec
+import trio
+
+from hubbub.config import Settings
+from hubbub.hooks.answers import read_answer
+from hubbub.hooks.back_end import BackEnd, Complaints, HookError, within
+from hubbub.model.question import Allowed, Asked, Denied, Dismissed, Question, Unanswered, Verdict
+
+OUTCOMES = {Allowed: "allowed", Denied: "denied", Dismissed: "dismissed", Unanswered: "unanswered"}
+
+
+class _Body(msgspec.Struct, omit_defaults=True):
+    """A question as it is sent: Centrifugo's words."""
+
+    client: str
+    user: str
+    dialect: str
+    transport: str
+    protocol: str
+    encoding: str
+    room: str = msgspec.field(default="", name="channel")
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class Questions:
+    """Those of one node.
+
+    Args:
+        settings: all of hook_connect, hook_subscribe, hook_publish; hook_requests_max.
+        back_end: who is asked.
+
+    Attributes:
+        outcomes: how many questions have ended how: (what, one of `OUTCOMES`).
+    """
+
+    def __init__(self, settings: Settings, back_end: BackEnd) -> None:
+        self._settings = settings
+        self._back_end = back_end
+        self._limiter = trio.CapacityLimiter(settings.hook_requests_max)
+        self._complaints = {what: Complaints(what) for what in get_args(Asked)}
+        self.outcomes: Counter[tuple[Asked, str]] = Counter()
+
+    @property
+    def under_way(self) -> int:
+        """How many have been sent and not answered."""
+        return int(self._limiter.borrowed_tokens)
+
+    @property
+    def waiting(self) -> int:
+        """How many are still to be sent."""
+        return self._limiter.statistics().tasks_waiting
+
+    def asks(self, what: Asked, room: str = "") -> bool:
+        """Return whether the back end is to be asked; `room` is where it would be, but for connect."""
+        if not self._url(what):
+            return False
+        if what == "connect":
+            return True
+        namespace = self._settings.namespace(room)
+        if namespace is None:
+            return False
+        return namespace.ask_subscribe if what == "subscribe" else namespace.ask_publish
+
+    async def ask(self, question: Question) -> Verdict:
+        """Have a question answered: an `Asker`."""
+        what = question.what
+        url = self._url(what)
+        if not url:
+            return Allowed()  # a reload took it away, since somebody saw that there was one
+        verdict: Verdict
+        try:
+            with within(getattr(self._settings, f"hook_{what}_seconds_max")):
+                verdict = await self._answer(url, question)
+        except HookError as error:
+            self._complaints[what].add(url, str(error))
+            verdict = Unanswered()
+        self.outcomes[what, OUTCOMES[type(verdict)]] += 1
+        if isinstance(verdict, Unanswered) and getattr(self._settings, f"hook_{what}_on_failure") == "allow":
+            return Allowed()
+        return verdict
+
+    async def _answer(self, url: str, question: Question) -> Verdict:
+        body = _Body(
+            question.client,
+            question.user,
+            question.dialect,
+            "websocket",
+            "json",
+            "json",
+            question.room,
+            msgspec.Raw(question.data) if question.data else msgspec.UNSET,
+        )
+        self._limiter.total_tokens = self._settings.hook_requests_max  # a reload may have changed it
+        async with self._limiter:
+            answer = await self._back_end.post(url, msgspec.json.encode(body))
+        if answer.status != 200:
+            raise HookError(f"it answers {answer.status}")
+        if answer.content is None:
+            raise HookError("its answer is too large")
+        return read_answer(question.what, answer.content, self._settings, trio.current_time() - time.time())
+
+    def _url(self, what: Asked) -> str:
+        url: str = getattr(self._settings, f"hook_{what}_url")
+        return url

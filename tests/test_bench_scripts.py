@@ -1,0 +1,182 @@
+"""The benchmarks beside fan-out run in a tiny size, and their checks fail when they should."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from test_bench import Relay, honest, swap
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks need Linux")
+
+BENCH = Path(__file__).parent.parent / "bench"
+TINY = {
+    "latency.py": "--connections 20 --rates 1000,4000 --seconds 0.3 --warmup 0.1 --repeat 1",
+    "connections.py": "--connections 40 --repeat 1 --hold 50",
+    "inbound.py": "--publishers 5 --sizes 3000 --bursts 4 --seconds 0.1 --warmup 0.1 --repeat 1",
+    "slow_consumer.py": "--connections 7 --stalled 2 --publishers 2 --rate 500 --size 60000 --seconds 1.5 --warmup 0.1"
+    " --repeat 1",
+    "recovery.py": "--connections 60 --missed 20 --join-leave 20 --repeat 1",
+    "order.py": "--rooms 3 --subscribers 4 --publishers 5 --seconds 0.5 --repeat 1",
+    "rooms.py": "--connections 20 --rooms 1,20 --history 0,10 --fill 400 --seconds 0.1 --warmup 0.1 --repeat 1",
+    "soak.py": "--connections 20 --rooms 2 --churn 20 --stay 0.5 --seconds 5.5 --growth-max 50",
+}
+# Of settings as strict as these, the check of the script has to say something.
+STALLED_SOON = {"HUBBUB_WRITE_STALL_SECONDS_MAX": "0.4", "HUBBUB_OUTBOX_BYTES_MAX": "100000"}
+
+
+def bench(script: str, *arguments: str, settings: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCH / script), "--no-pin", "--deadline", "30", *arguments]
+    environment = os.environ | (settings or {})
+    return subprocess.run(command, capture_output=True, text=True, timeout=80, env=environment)
+
+
+def tiny(script: str, *arguments: str, settings: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return bench(script, *TINY[script].split(), *arguments, settings=settings)
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("script", TINY)
+def test_measures_the_daemon(script: str, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+
+    done = tiny(script, "--json", str(file), settings=STALLED_SOON if script == "slow_consumer.py" else None)
+
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 3
+    outcome: dict[str, Any] = json.loads(file.read_text())
+    assert outcome["ok"] is True
+    assert {"options", "machine", "settings"} < outcome.keys()
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    ("script", "settings", "reason"),
+    [
+        ("connections.py", {"HUBBUB_CONNECTIONS_MAX": "30"}, "the handshake was answered by [b'HTTP/1.1 503"),
+        ("inbound.py", {"HUBBUB_MESSAGE_BYTES_MAX": "1000"}, "was closed by the server (close code 1009)"),
+        ("recovery.py", {"HUBBUB_HISTORY_SIZE": "19"}, "hasn't recovered"),
+        ("rooms.py", {"HUBBUB_HISTORY_BYTES_MAX": "1024"}, "publications are kept where 10 are due"),
+        ("order.py", {"HUBBUB_ALLOW_PUBLISH": "nobody"}, "permission denied"),
+        ("soak.py", {"HUBBUB_ALLOW_SUBSCRIBE": "users"}, "stayer 0: the handshake was answered by [b'HTTP/1.1 403"),
+    ],
+)
+def test_a_result_that_fails_its_check_is_no_result(
+    script: str, settings: dict[str, str], reason: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "result.json"
+
+    done = tiny(script, "--json", str(file), settings=settings)
+
+    assert done.returncode == 1
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert json.loads(file.read_text())["ok"] is False
+
+
+@pytest.mark.alone
+def test_latency_of_a_server_that_already_runs() -> None:
+    with Relay(honest) as relay:
+        done = tiny("latency.py", "--url", relay.url)
+    assert done.returncode == 0, done.stderr
+
+    with Relay(swap) as relay:
+        done = tiny("latency.py", "--url", relay.url)
+    assert done.returncode == 1
+    assert "connection 3 saw another order" in done.stderr
+
+
+@pytest.mark.alone
+def test_a_stalled_reader_that_is_not_evicted_is_told() -> None:
+    code = "import slow_consumer; slow_consumer.EVICTION_SECONDS = 0; slow_consumer.main()"
+    arguments = [*TINY["slow_consumer.py"].split(), "--no-pin", "--rate", "50", "--seconds", "0.2"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=BENCH, capture_output=True, text=True, timeout=60
+    )
+    assert "2 stalled readers should have been ended and nobody else, but ended were {}" in done.stderr
+
+
+def run_in_bench(code: str) -> str:
+    """The last line that the code prints to standard error, where the benchmarks' modules can be imported."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCH, capture_output=True, text=True, timeout=60)
+    return (done.stderr.strip().splitlines() or [""])[-1]
+
+
+ROOM = """
+from array import array
+from room import Room
+room = Room("r")
+sent = [room.message(0, 0, 40) for _ in range(3)] + [room.message(1, 0, 40)]
+one, two = room.seat("one"), room.seat("two")
+one.position = two.position = two.after = 0
+def give(seat, *numbers):
+    for number in numbers:
+        room.take(seat, sent[number])
+    if fault := room.missing(seat):
+        raise SystemExit(fault)
+give(one, 0, 1, 3, 2)
+late = room.seat("late")
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        ("give(two, 0, 1, 3, 2)", ""),
+        ("give(two, 0, 1, 2, 3)", "two, room r, position 2: 2 where others had 3"),
+        ("give(two, 0, 1, 3)", "two, room r: lacks 1 of 4 messages"),
+        ("give(two, 0, 1, 3, 2, 2)", "two, room r, position 4: 2 a second time"),
+        ("room.take(two, sent[0] + b'!')", "two, room r: a message never published"),
+        (
+            "room.take(two, sent[0], 1); room.base = 7; room.take(two, sent[1], 8)",
+            "two, room r: offset 8 where 9 is due",
+        ),
+        (
+            "late = room.seat('late'); late.after = 1; give(late, 3, 2)",
+            "late, room r: never got 1, published after it came in",
+        ),
+        ("late = room.seat('late'); late.after = 3; give(late, 3, 2)", ""),
+        (
+            "room.order[0], room.order[1] = 1, 0; raise SystemExit(room.fault())",
+            "room r: 0 after 1 of the same publisher",
+        ),
+    ],
+)
+def test_every_delivery_is_checked(code: str, fault: str) -> None:
+    said = run_in_bench(f"{ROOM}\n{code}")
+
+    assert said.removeprefix("dialects.BenchError: ").startswith(fault)
+    assert bool(said) == bool(fault)
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ("100", ""),
+        ("100 + at % 3", ""),
+        ("90 + at / 10 if at < 20 else 100", ""),  # what grows in the first fifth isn't judged
+        ("100 + at / 10", "not flat: after the first fifth of the time grew memory by 7.5%"),
+    ],
+)
+def test_what_is_flat(values: str, fault: str) -> None:
+    code = f"""
+import soak
+samples = [{{"at": at, "memory_mb": {values}, "descriptors": 50}} for at in range(1, 101)]
+soak.judge(samples, 3)
+"""
+    assert run_in_bench(code).removeprefix("dialects.BenchError: ") == fault
+
+
+@pytest.mark.parametrize("script", TINY)
+def test_wrong_flags_are_one_line_and_status_2(script: str) -> None:
+    done = bench(script, "--json", "/nowhere/x")
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{script}: argument --json: [Errno 2]")
+    assert done.stderr.count("\n") == 1
