@@ -156,7 +156,9 @@ async def test_skip_history() -> None:
 
 
 async def test_permissions_of_rooms_are_for_clients() -> None:
-    nobody = Namespace(allow_subscribe="nobody", allow_publish="nobody", allow_history="nobody", allow_presence="nobody")
+    nobody = Namespace(
+        allow_subscribe="nobody", allow_publish="nobody", allow_history="nobody", allow_presence="nobody"
+    )
     async with open_api(insecure=False, anonymous=True, namespaces={"ns": nobody}) as api:
         await api.call("publish", channel="ns:a", data=1)
         await api.call("publish", channel="#42", data=1)
@@ -192,7 +194,7 @@ async def test_history() -> None:
         for number in range(1, 9):
             await api.call("publish", channel=ROOM, data=number)
 
-        async def read(**options: object) -> list[int]:
+        async def read(**options: Any) -> list[int]:
             past = await api.call("history", channel=ROOM, **options)
             assert past["offset"] == 8
             return [one["data"] for one in past["publications"]]
@@ -240,7 +242,7 @@ async def test_channels() -> None:
 async def test_odd_patterns() -> None:
     async with open_api() as api, open_structured(api.port) as client:
         await client.ask("subscribe", channel="[x")
-        for pattern in ("[", "[!", "[]", "[z-a]", "\\", "*" * 255, "(?P<g0>", "\x00", "[x"):
+        for pattern in ("[", "[!", "[]", "[z-a]", "[a--b]", "[a&&b]", "\\", "*" * 255, "(?P<g0>", "\x00", "[x"):
             result = (await api.call("channels", pattern=pattern))["channels"]
             assert bool(result) == (pattern in ("*" * 255, "[x"))
 
@@ -262,7 +264,7 @@ async def test_info() -> None:
 
 def token(**claims: object) -> str:
     """A token of the user 42."""
-    return sign(sub="42", **claims)
+    return sign({"sub": "42", **claims})
 
 
 SECURE = {"insecure": False, "token_hmac_secret": SECRET}
@@ -279,7 +281,7 @@ async def test_subscribe() -> None:
     ):
         await first.connect(token=token())
         await second.connect(token=token())
-        await other.connect(token=sign(sub="7"))
+        await other.connect(token=sign({"sub": "7"}))
         await api.call("publish", channel="ns:a", data=0)
         result = await api.call("subscribe", user="42", channel="ns:a", data={"welcome": 1}, info={"name": "Ann"})
         assert result == {}
@@ -308,10 +310,11 @@ async def test_subscribe_recovers() -> None:
         await client.connect(token=token())
         offsets = [await api.call("publish", channel=ROOM, data=number) for number in range(4)]
         await api.call("subscribe", user="42", channel=ROOM, recover_since=offsets[1])
-        push = await client.push()
-        print(push)
-        assert push["subscribe"]["offset"] == 2
-        assert [(await client.publication(ROOM))["data"] for _ in range(2)] == [2, 3]
+        joined = (await client.push())["subscribe"]
+        assert joined["offset"] == 2
+        assert "publications" not in joined, "the SDKs don't look for them there"
+        missed = [await client.publication(ROOM) for _ in range(2)]
+        assert [(one["data"], one["offset"]) for one in missed] == [(2, 3), (3, 4)]
 
 
 async def test_subscribe_for_a_time() -> None:
@@ -366,7 +369,7 @@ async def test_disconnect(farewell: object, code: int, reason: str) -> None:
     ):
         await client.connect(token=token())
         await spared.connect(token=token())
-        await other.connect(token=sign(sub="7"))
+        await other.connect(token=sign({"sub": "7"}))
         await client.ask("subscribe", channel=ROOM)
         await api.call("publish", channel=ROOM, data="last words")
         await api.call("disconnect", user="42", whitelist=[spared.client], disconnect=farewell)
@@ -554,8 +557,8 @@ async def test_what_is_refused_did_nothing() -> None:
 )
 async def test_what_hubbub_does_not_have(method: str, member: str, value: object, empty: object) -> None:
     async with open_api() as api:
-        await api.call(method, **BODIES[method], **{member: empty})
-        await refused(api.call(method, **BODIES[method], **{member: value}), 108, f"not available: {member}")
+        await api.call(method, **{**BODIES[method], member: empty})
+        await refused(api.call(method, **{**BODIES[method], member: value}), 108, f"not available: {member}")
 
 
 SETTINGS = {"message_bytes_max": 1_000, "message_depth_max": 8}
@@ -605,6 +608,9 @@ async def test_largest_message() -> None:
         )
 
 
+LATE = {"code": 100, "message": "internal server error: the hub didn't take it in time", "temporary": True}
+
+
 async def test_hub_that_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer comes in time, and what wasn't taken is never carried out."""
     async with open_api(api_seconds_max=0.3, inbox_commands_max=2) as api:
@@ -624,13 +630,10 @@ async def test_hub_that_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         done: list[int] = []
 
         async def publish(number: int) -> None:
-            try:
-                await api.call("publish", channel=ROOM, data=number)
-                done.append(number)
-            except ApiError as error:
-                assert (error.code, error.temporary) == (100, True)
-                assert "the hub didn't take it in time" in error.message
-                late.append(number)
+            response = await api.post("publish", json.dumps({"channel": ROOM, "data": number}).encode())
+            if "error" in response.json():
+                assert response.json()["error"] == LATE
+            (late if "error" in response.json() else done).append(number)
 
         async with trio.open_nursery() as nursery:
             for number in range(1, 11):
@@ -664,7 +667,7 @@ async def _call(api: Any, method: str) -> None:
         try:
             await api.call(method, user="42", **more)
         except ApiError as error:
-            assert error.code == 105, error  # noqa: PT017
+            assert error.code == 105, error  # noqa: PT017 - or there is none
 
 
 def test_description() -> None:

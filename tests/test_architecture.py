@@ -183,5 +183,5 @@ def test_words() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Name | ast.arg):
                 name = node.id if isinstance(node, ast.Name) else node.arg
-                wire_word = name == "channel" and {"centrifugo", "api"} & set(file.parts)  # Centrifugo's word for a room
+                wire_word = name == "channel" and {"centrifugo", "api"} & set(file.parts)  # Centrifugo's for a room
                 assert wire_word or name not in ("channel", "topic", "coroutine"), f"{file}: {name}"

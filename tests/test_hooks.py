@@ -329,7 +329,7 @@ async def test_questions_at_once() -> None:
     async with open_backend() as backend:
         settings = asking(backend, hook_requests_max=4)
         async with open_hooks(settings) as hooks:
-            backend.delay(0.02)
+            backend.delay(0.1)
             assert [verdict for verdict, _ in await ask_at_once(hooks, 20)] == [Allowed()] * 20
             assert backend.most_under_way == 4
             settings.hook_requests_max = 7
@@ -339,7 +339,7 @@ async def test_questions_at_once() -> None:
 
 async def test_time_is_kept() -> None:
     """Also with 64 under way and twice as many waiting; waiting counts. Whoever comes later is served."""
-    async with open_backend() as backend, open_hooks(asking(backend, hook_connect_seconds_max=0.5)) as hooks:
+    async with open_backend() as backend, open_hooks(asking(backend, hook_connect_seconds_max=1.0)) as hooks:
         await hooks.ask(CONNECT)
         most = 0
 
@@ -352,7 +352,7 @@ async def test_time_is_kept() -> None:
         verdicts = await ask_at_once(hooks, 192)
         assert [verdict for verdict, _ in verdicts] == [Unanswered()] * 192
         assert most == 64
-        assert all(0.49 <= seconds <= 1.0 for _, seconds in verdicts), sorted(seconds for _, seconds in verdicts)
+        assert all(0.9 <= seconds <= 2.0 for _, seconds in verdicts), sorted(seconds for _, seconds in verdicts)
         backend.give()
         assert await hooks.ask(CONNECT) == Allowed()
 
@@ -373,7 +373,7 @@ async def test_answer_that_drips() -> None:
         async with open_hooks(settings) as hooks:
             ((verdict, seconds),) = await ask_at_once(hooks, 1)
             assert verdict == Unanswered()
-            assert 0.39 <= seconds <= 0.8
+            assert 0.36 <= seconds <= 0.8
         nursery.cancel_scope.cancel()
 
 
@@ -783,11 +783,14 @@ async def test_pauses_grow() -> None:
         pauses = [later.time - earlier.time for earlier, later in itertools.pairwise(requests)]
         for pause, wanted in zip(pauses, (0.1, 0.2, 0.4, 0.8), strict=True):
             assert wanted / 2 <= pause <= wanted + 0.3, pauses
-        hooks.notices._pause = 30.0
-        await backend.until(6)
+        while hooks.notices.failed < 5:
+            await trio.sleep(0.01)
+        hooks.notices._pause = 30.0  # the one after the next
+        while hooks.notices.failed < 6:
+            await trio.sleep(0.01)
         backend.give()
         start = trio.current_time()
-        await flush(hooks, 2.0)
+        await flush(hooks, 10.0)  # a pause would be longer
         assert trio.current_time() - start >= 0.3
 
 

@@ -85,7 +85,8 @@ def test_secrets_are_nowhere(tmp_path: Path) -> None:
         f'token_hmac_secret = "{HMAC}"\ntoken_hmac_secret_previous = "{PREVIOUS}"\nhook_secret = "{HOOK}"\n'
         f'api_keys = ["web:all:{KEY}", "cron:read:{READ_KEY}"]\ntoken_jwks = "{nowhere}"\n'
         f'hook_connect_url = "{nowhere}"\nhook_connect_on_failure = "allow"\nhook_publish_url = "{nowhere}"\n'
-        f'hook_notices_url = "{nowhere}"\nhook_notices_seconds_max = 0.5\nstale_seconds_max = 0.5\nlog_level = "debug"\nlog_format = "text"\n'
+        f'hook_notices_url = "{nowhere}"\nhook_notices_seconds_max = 0.5\nstale_seconds_max = 0.5\n'
+        f'log_level = "debug"\nlog_format = "text"\n'
     )
     tokens = {
         "good": sign(sub="ann", secret=HMAC),

@@ -23,7 +23,8 @@ from structured import open_structured
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("HUBBUB_")}
 OPEN = (
-    "hubbub: whoever reaches {} could chat: configure tokens (token_hmac_secret, token_public_keys or token_jwks), "
+    "hubbub: whoever reaches {} could chat: configure tokens (token_hmac_secret, token_public_keys or token_jwks) "
+    "or hook_connect_url, "
     "or say that strangers are welcome: anonymous = true, or --open"
 )
 SECRETS = ("token_hmac_secret", "token_hmac_secret_previous")

@@ -1230,7 +1230,7 @@ async def test_reload_does_not_open_the_server(tmp_path: Path) -> None:
         entry = await server.reload("", "reload failed; nothing is changed")
         assert entry["why"] == [
             "whoever reaches 0.0.0.0 could chat: configure tokens (token_hmac_secret, token_public_keys or "
-            "token_jwks), or say that strangers are welcome: anonymous = true, or --open"
+            "token_jwks) or hook_connect_url, or say that strangers are welcome: anonymous = true, or --open"
         ]
         assert await status_of(server.daemon.port, "/chat") == 401
         await server.reload("anonymous = true")

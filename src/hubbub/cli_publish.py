@@ -1,6 +1,6 @@
 """`hubbub publish`: say something in a room, over the server API.
 
-The key is never printed, whatever goes wrong.
+The key is never printed, whatever goes wrong; nor is there a flag for it, as everyone may read a command line.
 """
 
 import argparse
@@ -27,7 +27,6 @@ def add_publish_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("room", metavar="ROOM", help="where")
     parser.add_argument("text", metavar="TEXT", help="what")
     parser.add_argument("--json", action="store_true", help="TEXT is JSON, and is published as such")
-    parser.add_argument("--key", metavar="KEY", help=f"API key; else {KEY_VARIABLE}, else the first in the settings")
     parser.add_argument(
         "--url", metavar="URL", help="the server, such as http://localhost:8000; else as in the settings"
     )
@@ -41,9 +40,10 @@ def run_publish(arguments: argparse.Namespace, settings: Settings) -> tuple[int,
     Raises:
         StartError: the arguments or the settings don't allow it, or there is no such server.
     """
-    key = arguments.key or os.environ.get(KEY_VARIABLE) or first_key_for(settings.api_keys, Scope.PUBLISH)
+    key = os.environ.get(KEY_VARIABLE) or first_key_for(settings.api_keys, Scope.PUBLISH)
     if not key:
-        raise StartError("publish: there is no key; allowed: --key, HUBBUB_API_KEY, or api_keys in the settings")
+        allowed = "HUBBUB_API_KEY in the environment, or api_keys in the settings"
+        raise StartError(f"publish: there is no key; allowed: {allowed}")
     body: dict[str, object] = {"channel": arguments.room, "data": _data(arguments)}
     if arguments.idempotency_key is not None:
         body["idempotency_key"] = arguments.idempotency_key

@@ -154,7 +154,7 @@ class Settings(Namespace, kw_only=True):
         Bytes, Meta(description="A request's body, with a valid key: a batch of sixteen of the largest messages.")
     ] = 1_048_576
     api_seconds_max: Annotated[
-        Seconds, Meta(description="A command's wait for the hub to take it; as patient as head_seconds_max.")
+        Seconds, Meta(description="A request's wait for the hub to take it; as patient as head_seconds_max.")
     ] = 10.0
 
     hook_secret: Annotated[

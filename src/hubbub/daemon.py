@@ -149,12 +149,13 @@ def check_open(settings: Settings, addresses: Sequence[str]) -> None:
     """
     if settings.insecure:
         log.warning("insecure: everyone who reaches this server may do everything")
-    elif not settings.anonymous and not settings.has_keys:
+    elif not (settings.anonymous or settings.has_keys or settings.hook_connect_url):
         reachable = [address for address in addresses if not is_loopback(address)]
         if reachable:
             raise StartError(
                 f"whoever reaches {', '.join(reachable)} could chat: configure tokens (token_hmac_secret, "
-                "token_public_keys or token_jwks), or say that strangers are welcome: anonymous = true, or --open"
+                "token_public_keys or token_jwks) or hook_connect_url, or say that strangers are welcome: "
+                "anonymous = true, or --open"
             )
 
 

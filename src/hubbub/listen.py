@@ -115,7 +115,9 @@ def fit_file_limit(settings: Settings) -> None:
     """Raise the limit of open files to the most this process may have, and lower `connections_max` to fit under it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    most = hard - FILES_RESERVED - settings.connections_spare - API_CONNECTIONS_MAX * bool(settings.api_address)
+    asks = settings.hook_connect_url or settings.hook_subscribe_url or settings.hook_publish_url
+    spare = settings.connections_spare + settings.hook_requests_max * bool(asks)
+    most = hard - FILES_RESERVED - spare - API_CONNECTIONS_MAX * bool(settings.api_address)
     if hard != resource.RLIM_INFINITY and settings.connections_max > most:
         log.warning("connections_max lowered", wanted=settings.connections_max, now=max(1, most), file_limit=hard)
         settings.connections_max = max(1, most)

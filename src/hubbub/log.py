@@ -51,7 +51,7 @@ def configure_logging(log_format: LogFormat, log_level: LogLevel, stream: TextIO
     level = logging.getLevelNamesMapping()[log_level.upper()]
     render: list[structlog.typing.Processor]
     if log_format == "text" or (log_format == "auto" and terminal):
-        # Not rich's tracebacks, which are taken where rich happens to be installed: they show variables, and so secrets.
+        # Not rich's tracebacks, taken where rich happens to be installed: they show variables, and so secrets.
         plain = structlog.dev.plain_traceback
         render = [structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=plain)]
     else:

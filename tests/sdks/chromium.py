@@ -1,6 +1,6 @@
 """python chromium.py DIRECTORY BROWSER [ARGUMENT …]: clients of npm's `centrifuge` of that directory, in a browser.
 
-Commands on stdin, answers and events on stdout, as described in sdk.py. Each client has a page of its own.
+Commands on stdin, answers and events on stdout, as described in sdk.py. Each client has a page to itself.
 """
 
 import asyncio
@@ -28,18 +28,34 @@ def complain(error: Error) -> None:
     sys.stderr.write(f"{error}\n")
 
 
-async def open_page(browser: Browser, bundle: Path, who: int, url: str) -> Page:
-    """Open a page with the SDK and its driver.
+class Tab:
+    """A page, for one client after the other; making one takes much longer than going elsewhere."""
 
-    The server itself answers for the page: a browser lets pages from elsewhere not reach what is local.
-    """
-    page = await browser.new_page(bypass_csp=True)  # the server's lets no script in
-    page.on("pageerror", complain)
-    await page.expose_function("tell", lambda line: tell(who, line))
-    await page.goto(f"http://{urlsplit(url).netloc}/health")
-    await page.add_script_tag(path=bundle)
-    await page.add_script_tag(content=DRIVER + START)
-    return page
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.who = 0
+
+    async def open(self, bundle: Path, who: int, url: str) -> None:
+        """Load the SDK and its driver, for that client.
+
+        The server itself answers for the page: a browser lets pages from elsewhere not reach what is local.
+        """
+        self.who = who
+        await self.page.goto(f"http://{urlsplit(url).netloc}/health")
+        await self.page.add_script_tag(path=bundle)
+        await self.page.add_script_tag(content=DRIVER + START)
+
+    async def leave(self) -> None:
+        """Forget the client."""
+        await self.page.goto("about:blank")
+
+
+async def open_tab(browser: Browser) -> Tab:
+    """Open an empty page."""
+    tab = Tab(await browser.new_page(bypass_csp=True))  # the server's lets no script in
+    tab.page.on("pageerror", complain)
+    await tab.page.expose_function("tell", lambda line: tell(tab.who, line))
+    return tab
 
 
 async def drive(directory: Path, browser: str, arguments: list[str]) -> None:
@@ -49,18 +65,21 @@ async def drive(directory: Path, browser: str, arguments: list[str]) -> None:
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     async with async_playwright() as playwright:
         chromium = await playwright.chromium.launch(executable_path=browser, args=arguments)
-        pages: dict[int, Page] = {}
+        tabs: dict[int, Tab] = {}
+        spare: list[Tab] = []
         async for line in lines:
             command: dict[str, Any] = json.loads(line)
             who = command.pop("who")
-            if command["do"] == "connect" and who not in pages:
-                pages[who] = await open_page(chromium, bundle, who, command["url"])
+            if command["do"] in ("open", "connect") and who not in tabs:
+                tabs[who] = spare.pop() if spare else await open_tab(chromium)
+                await tabs[who].open(bundle, who, command["url"])
             if command["do"] == "forget":
-                if who in pages:
-                    await pages.pop(who).close()
+                if who in tabs:
+                    await tabs[who].leave()
+                    spare.append(tabs.pop(who))
                 tell(who, {"id": command["id"], "ok": None})
             else:
-                await pages[who].evaluate("command => { window.carryOut(command) }", command)
+                await tabs[who].page.evaluate("command => { window.carryOut(command) }", command)
         await chromium.close()
 
 

@@ -8,12 +8,19 @@ function place(context) {
   return context.streamPosition ? { offset, epoch } : null;
 }
 
-function person(info) {
-  return { client: info.client, user: info.user, ...(info.connInfo && { info: info.connInfo }) };
+function person({ client, user, connInfo, chanInfo }) {
+  return { client, user, ...(connInfo && { info: connInfo }), ...(chanInfo && { room_info: chanInfo }) };
 }
 
 function publication({ data, offset, info, tags }) {
   return { data, ...(offset && { offset }), ...(info && { info: person(info) }), ...(tags && { tags }) };
+}
+
+function arrival({ recoverable, positioned, recovered, wasRecovering, data, ...context }) {
+  return {
+    position: place(context), recoverable, positioned, recovered, was_recovering: wasRecovering,
+    ...(data !== undefined && { data }),
+  };
 }
 
 function fault(error) {
@@ -39,21 +46,24 @@ export function makeDriver(Centrifuge, tell) {
     });
   }
 
-  function subscription(room, { states, ...options }) {
-    if (states) {
-      const left = [...states];
-      options.getState = async () => {
-        tell({ event: 'state_asked', room });
-        return left.length > 1 ? left.shift() : left[0];
-      };
-    }
+  // What the application answers when it is asked: one after the other, the last of them for ever; null is a failure.
+  function inTurn(event, values) {
+    const left = [...values];
+    return async () => {
+      tell(event);
+      const value = left.length > 1 ? left.shift() : left[0];
+      if (value === null) throw new Error('the application has nothing to say');
+      return value;
+    };
+  }
+
+  function subscription(room, { states, tokens, ...options }) {
+    if (states) options.getState = inTurn({ event: 'state_asked', room }, states);
+    if (tokens) options.getToken = inTurn({ event: 'token_asked', room }, tokens);
     const made = client.newSubscription(room, { ...short, ...options });
     made.on('subscribing', ({ code, reason }) => tell({ event: 'subscribing', room, code, reason }));
     made.on('unsubscribed', ({ code, reason }) => tell({ event: 'unsubscribed', room, code, reason }));
-    made.on('subscribed', context => tell({
-      event: 'subscribed', room, position: place(context), recoverable: context.recoverable,
-      positioned: context.positioned, recovered: context.recovered, was_recovering: context.wasRecovering,
-    }));
+    made.on('subscribed', context => tell({ event: 'subscribed', room, ...arrival(context) }));
     made.on('publication', context => tell({ event: 'publication', room, ...publication(context) }));
     made.on('join', ({ info }) => tell({ event: 'join', room, ...person(info) }));
     made.on('leave', ({ info }) => tell({ event: 'leave', room, ...person(info) }));
@@ -61,10 +71,24 @@ export function makeDriver(Centrifuge, tell) {
     return made;
   }
 
+  // In rooms that the server has subscribed it to, the events are the client's own.
+  function ofServer(made) {
+    const told = (event, { channel: room }, more) => tell({ event, room, by_server: true, ...more });
+    made.on('subscribing', context => told('subscribing', context));
+    made.on('unsubscribed', context => told('unsubscribed', context));
+    made.on('subscribed', context => told('subscribed', context, arrival(context)));
+    made.on('publication', context => told('publication', context, publication(context)));
+    made.on('join', context => told('join', context, person(context.info)));
+    made.on('leave', context => told('leave', context, person(context.info)));
+    return made;
+  }
+
   const commands = {
-    async connect({ url, options: { retry_seconds, ...options } }) {
+    async open() {},  // there is a page now
+    async connect({ url, options: { retry_seconds, tokens, ...options } }) {
       const delay = retry_seconds * 1000;
-      client ??= new Centrifuge(url, { minReconnectDelay: delay, maxReconnectDelay: delay, ...options })
+      if (tokens) options.getToken = inTurn({ event: 'token_asked' }, tokens);
+      client ??= ofServer(new Centrifuge(url, { minReconnectDelay: delay, maxReconnectDelay: delay, ...options }))
         .on('connecting', ({ code, reason }) => tell({ event: 'connecting', code, reason }))
         .on('connected', context => tell({ event: 'connected', client: context.client }))
         .on('disconnected', ({ code, reason }) => tell({ event: 'disconnected', code, reason }))

@@ -6,7 +6,7 @@ Commands on stdin, answers and events on stdout, as described in sdk.py.
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +21,8 @@ from centrifuge import (  # type: ignore[import-untyped]
 )
 
 SHORT = {"min_resubscribe_delay": 0.05, "max_resubscribe_delay": 0.05}
-NAMES = {"recoverable": "recoverable", "positioned": "positioned", "joinLeave": "join_leave"}
+NAMES = {"joinLeave": "join_leave"}
+"""What npm's calls otherwise."""
 
 
 class Fault(Exception):
@@ -39,7 +40,12 @@ Shape = Callable[[Any], dict[str, Any]]
 
 def person(info: ClientInfo) -> dict[str, Any]:
     """Return what is told of a member."""
-    return {"client": info.client, "user": info.user, **({"info": info.conn_info} if info.conn_info else {})}
+    told = {"client": info.client, "user": info.user}
+    if info.conn_info:
+        told["info"] = info.conn_info
+    if info.chan_info:
+        told["room_info"] = info.chan_info
+    return told
 
 
 def publication(pub: Publication) -> dict[str, Any]:
@@ -60,7 +66,29 @@ def position(context: Any) -> dict[str, Any] | None:
     return {"offset": place.offset, "epoch": place.epoch} if place else None
 
 
-def events(tell: Tell, shapes: Mapping[str, Shape], **where: str) -> SimpleNamespace:
+def arrival(context: Any) -> dict[str, Any]:
+    """Return what is told of a subscription that begins."""
+    return {
+        "position": position(context),
+        "recoverable": context.recoverable,
+        "positioned": context.positioned,
+        "recovered": context.recovered,
+        "was_recovering": context.was_recovering,
+        **({} if context.data is None else {"data": context.data}),
+    }
+
+
+def by_server(shape: Shape) -> Shape:
+    """Return the shape for a room that the server has subscribed the client to."""
+    return lambda context: {"room": context.channel, "by_server": True, **shape(context)}
+
+
+def nothing(_: Any) -> dict[str, Any]:
+    """Tell nothing more."""
+    return {}
+
+
+def events(tell: Tell, shapes: Mapping[str, Shape], arrived: str, over: str, **where: str) -> SimpleNamespace:
     """Return handlers, as the SDK wants them, that tell; `settled` is what waits for an arrival or the end."""
     handlers = SimpleNamespace(settled=None)
 
@@ -68,9 +96,9 @@ def events(tell: Tell, shapes: Mapping[str, Shape], **where: str) -> SimpleNames
         async def handle(context: Any) -> None:
             tell({"event": name, **where, **shape(context)})
             if handlers.settled and not handlers.settled.done():
-                if name in ("connected", "subscribed"):
+                if name == arrived:
                     handlers.settled.set_result(context)
-                elif name in ("disconnected", "unsubscribed"):
+                elif name == over:
                     handlers.settled.set_exception(Fault(context.code, context.reason))
 
         return handle
@@ -96,17 +124,17 @@ OF_CLIENT = {
     "connected": lambda context: {"client": context.client},
     "disconnected": change,
     "error": trouble,
+    "subscribing": by_server(nothing),
+    "unsubscribed": by_server(nothing),
+    "subscribed": by_server(arrival),
+    "publication": by_server(lambda context: publication(context.pub)),
+    "join": by_server(lambda context: person(context.info)),
+    "leave": by_server(lambda context: person(context.info)),
 }
 OF_SUBSCRIPTION = {
     "subscribing": change,
     "unsubscribed": change,
-    "subscribed": lambda context: {
-        "position": position(context),
-        "recoverable": context.recoverable,
-        "positioned": context.positioned,
-        "recovered": context.recovered,
-        "was_recovering": context.was_recovering,
-    },
+    "subscribed": arrival,
     "publication": lambda context: publication(context.pub),
     "join": lambda context: person(context.info),
     "leave": lambda context: person(context.info),
@@ -128,10 +156,15 @@ class Driver:
             sys.stdout.write(json.dumps({"who": self.who, **line}) + "\n")
             sys.stdout.flush()
 
+    async def open(self, url: str) -> None:
+        """Only a browser has something to do here."""
+
     async def connect(self, url: str, options: dict[str, Any]) -> str:
-        delay = options.pop("retry_seconds")
+        delay, tokens = options.pop("retry_seconds"), options.pop("tokens", None)
+        if tokens:
+            options["get_token"] = self._in_turn({"event": "token_asked"}, tokens)
         if self.client is None:
-            handlers = events(self.tell, OF_CLIENT)
+            handlers = events(self.tell, OF_CLIENT, "connected", "disconnected")
             delays = {"min_reconnect_delay": delay, "max_reconnect_delay": delay}
             self.client = Client(url, events=handlers, proxy=None, **delays, **options)
         settled = self.client.events.settled = asyncio.get_running_loop().create_future()
@@ -150,20 +183,33 @@ class Driver:
         room: str,
         since: dict[str, Any] | None = None,
         states: list[dict[str, Any]] | None = None,
-        **options: bool,
+        tokens: list[str | None] | None = None,
+        **options: object,
     ) -> Subscription:
         assert self.client is not None
         places = [StreamPosition(**place) for place in states or ([since] if since else [])]
+        asked = {"event": "state_asked", "room": room} if states else None
+        callbacks = {
+            "get_state": self._in_turn(asked, places) if places else None,
+            "get_token": self._in_turn({"event": "token_asked", "room": room}, tokens) if tokens else None,
+        }
+        handlers = events(self.tell, OF_SUBSCRIPTION, "subscribed", "unsubscribed", room=room)
+        renamed = {NAMES.get(name, name): value for name, value in options.items()}
+        return self.client.new_subscription(room, handlers, **callbacks, **SHORT, **renamed)
 
-        async def state(_: str) -> StreamPosition:
-            if states:
-                self.tell({"event": "state_asked", "room": room})
-            return places.pop(0) if len(places) > 1 else places[0]
+    def _in_turn(self, event: dict[str, Any] | None, values: Iterable[Any]) -> Callable[..., Awaitable[Any]]:
+        """Return what answers one after the other, the last of them for ever; None is a failure."""
+        left = list(values)
 
-        handlers = events(self.tell, OF_SUBSCRIPTION, room=room)
-        renamed = {NAMES[name]: value for name, value in options.items()}
-        get_state = state if places else None
-        return self.client.new_subscription(room, handlers, get_state=get_state, **SHORT, **renamed)
+        async def answer(*_: str) -> Any:
+            if event is not None:
+                self.tell(event)
+            value = left.pop(0) if len(left) > 1 else left[0]
+            if value is None:
+                raise LookupError("the application has nothing to say")
+            return value
+
+        return answer
 
     async def unsubscribe(self, room: str) -> None:
         assert self.client is not None

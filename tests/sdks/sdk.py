@@ -12,20 +12,23 @@ and gives answers and events, each a line of JSON; `who` is a client, made when 
 
 Commands, and what is in `ok`:
 
-    connect         url, options: retry_seconds, token, name, version, data         its client ID, once connected
-    subscribe       room, options: recoverable, positioned, joinLeave, since, states    once subscribed
-                    (`states`: the positions that the application's getState returns, one after the other)
+    open            url; what takes a browser a while before the first connect
+    connect         url, options: retry_seconds, token, tokens, name, version, data     its client ID, once connected
+    subscribe       room, options: recoverable, positioned, joinLeave, since, states, token, tokens    once subscribed
+                    (`states` and `tokens`: what the application's getState and getToken return, one after the
+                    other, the last of them for ever; a null is a failure)
     unsubscribe     room                                  remove          room
     publish         room, data                            disconnect
     publish_many    room, data: a list, one_frame: all commands in one WebSocket message, if the SDK can
     history         room, limit, since, reverse           {publications, offset, epoch}
-    presence        room                                  {client ID: {client, user, info}}
+    presence        room                                  {client ID: {client, user, info, room_info}}
     presence_stats  room                                  {clients, users}
     rpc             method, data                          the reply's data
     forget          disconnects, and nothing more is heard of this client
 
 Events are the SDK's own, by their names there: connecting, connected, disconnected; subscribing, subscribed,
-unsubscribed, publication, join, leave; error; and state_asked.
+unsubscribed, publication, join, leave; error; and state_asked, token_asked. In a room that the server has subscribed
+the client to, the events are the client's own, and have `by_server`.
 """
 
 import contextlib
@@ -62,6 +65,11 @@ def command_of(kind: str) -> list[str]:
         return [*need_node_with_websocket(), "--no-warnings", str(HERE / "node.mjs"), str(need_package())]
     browser = need(*CHROMIUM_NAMES)
     return [sys.executable, str(HERE / "chromium.py"), str(need_package()), browser, *CHROMIUM_ARGUMENTS]
+
+
+def url_of(port: int) -> str:
+    """Return where the structured dialect is spoken."""
+    return f"ws://127.0.0.1:{port}/connection/websocket"
 
 
 class SdkError(Exception):
@@ -163,10 +171,14 @@ class Sdk:
             return answer["ok"]
         raise AssertionError(self._report(f"no answer to {line.strip()}"))
 
+    async def open(self, port: int) -> None:
+        """Get ready, so that connecting takes no time."""
+        await self.do("open", url=url_of(port))
+
     async def connect(self, port: int, *, retry_seconds: float = RETRY_SECONDS, **options: object) -> str:
         """Connect; return the client ID."""
-        url = f"ws://127.0.0.1:{port}/connection/websocket"
-        return str(await self.do("connect", url=url, options={"retry_seconds": retry_seconds, **options}))
+        options = {"retry_seconds": retry_seconds, **options}
+        return str(await self.do("connect", url=url_of(port), options=options))
 
     async def subscribe(self, room: str, **options: object) -> dict[str, Any]:
         """Subscribe; return the event that tells of it."""

@@ -8,9 +8,9 @@
 | users | | ✓ | if a user | ✓ |
 | anonymous | ✓ | ✓ | ✓ | ✓ |
 
-Two kinds of rooms have rules of their own. Only who has a token for `$…` may join it, and only that user `#NAME`; and to
-do anything else there, one must be in it, whatever is allowed to more elsewhere. (What a client missed while it was away
-is given to it when it may join again: that isn't reading history.)
+Two kinds of rooms have rules of their own. Only who has a token for `$…` may join it, and only that user `#NAME`; and
+to do anything else there, one must be in it, whatever is allowed to more elsewhere. (What a client missed while it was
+away is given to it when it may join again: that isn't reading history.)
 """
 
 from typing import Literal

@@ -83,14 +83,33 @@ class BackEnd:
             headers[HEADER] = sign(secret, body, time.time())
         content = b""
         with _closing_what_it_connects() as extensions, trio.CancelScope() as scope:
-            request = self._client.stream("POST", url, content=body, headers=headers, extensions=extensions)
-            async with request as response:
-                status = response.status_code
+            request = self._client.build_request("POST", url, content=body, headers=headers, extensions=extensions)
+            request.stream = _Body(body)
+            response = await self._client.send(request, stream=True)
+            status = response.status_code
+            try:
                 async for piece in response.aiter_raw():
                     content += piece
                     if len(content) > ANSWER_BYTES_MAX:
                         scope.cancel()  # httpx can't be left halfway in any other way
+            finally:
+                await response.aclose()
         return Answer(status, content if len(content) <= ANSWER_BYTES_MAX else None)
+
+
+class _Body(httpx.AsyncByteStream):
+    """A request's body. httpx's own is a generator, which a request that is cancelled leaves to the collector."""
+
+    def __init__(self, body: bytes) -> None:
+        self._left = [body]
+
+    def __aiter__(self) -> "_Body":
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
 
 
 @contextlib.contextmanager

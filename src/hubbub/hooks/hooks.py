@@ -21,7 +21,7 @@ class Hooks:
 
     def __init__(self, settings: Settings, rng: random.Random) -> None:
         back_end = BackEnd(settings)
-        self.questions = Questions(settings, back_end)
+        self.questions = Questions(settings, back_end, rng)
         self.notices = HookNotices(settings, back_end, rng)
         self._back_end = back_end
 

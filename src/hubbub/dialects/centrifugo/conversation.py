@@ -182,7 +182,7 @@ class CentrifugoConversation:
         """Return the command that subscribes it by the server; None if it hasn't introduced itself yet."""
         if self.state is not State.READY:
             return None
-        told = partial(self._tell_admitted, room, data, ends_at, reply)
+        told = partial(self._tell_admitted, room, data, since, ends_at, reply)
         return Subscribe(self.subscriber, room, told, since=since, joins=False, by_server=True, info=info)
 
     def extend(self, ends_at: float | None, info: bytes) -> None:
@@ -270,10 +270,11 @@ class CentrifugoConversation:
             raise FatalError(End.BAD_REQUEST, "a pong without a ping")
         self._pings -= 1
 
-    def _tell_admitted(self, room: str, data: bytes, ends_at: float | None, reply: Reply, answer: Answer) -> None:
+    def _tell_admitted(
+        self, room: str, data: bytes, since: Position | None, ends_at: float | None, reply: Reply, answer: Answer
+    ) -> None:
         if isinstance(answer, Subscribed):
             self.by_server |= {room}
             self.tenure.set_room(room, ends_at)
-            content = replies.encode_subscribed(requests.Subscribe(), {}, data, answer)
-            self._replies.append(replies.encode_subscribe_push(room, content))
+            self._replies += replies.encode_subscribe_pushes(room, data, since, answer)
         reply(answer)

@@ -7,6 +7,7 @@ import msgspec
 from hubbub.dialects.centrifugo import requests
 from hubbub.dialects.centrifugo.dialect import encode_member, encode_publication
 from hubbub.model.command import Answer, Past, Present, Published, Subscribed
+from hubbub.model.publication import Position
 
 
 def encode_reply(number: int, member: bytes, content: bytes) -> bytes:
@@ -45,9 +46,19 @@ def encode_subscribed(body: requests.Subscribe, lifetime: Mapping[str, object], 
     return msgspec.json.encode(members)
 
 
-def encode_subscribe_push(room: str, content: bytes) -> bytes:
-    """Return the push that tells a client of a room that the server has put it into, as JSON."""
-    return b'{"push":{"channel":%s,"subscribe":%s}}' % (msgspec.json.encode(room), content)
+def encode_subscribe_pushes(room: str, data: bytes, since: Position | None, subscribed: Subscribed) -> list[bytes]:
+    """Return the pushes that tell a client of a room that the server has put it into, as JSON.
+
+    What it has missed since it was there follows as if it happened now: in this push the SDKs don't look for it.
+    """
+    name, publications = msgspec.json.encode(room), subscribed.publications
+    if since is not None and subscribed.recovered:
+        position = Position(subscribed.position.epoch, since.offset)
+        subscribed = msgspec.structs.replace(subscribed, position=position, publications=(), recovered=False)
+    content = encode_subscribed(requests.Subscribe(), {}, data, subscribed)
+    pushes = [b'{"push":{"channel":%s,"subscribe":%s}}' % (name, content)]
+    pushes += [b'{"push":{"channel":%s,"pub":%s}}' % (name, encode_publication(one)) for one in publications]
+    return pushes
 
 
 def encode_published(answer: Answer) -> bytes:

@@ -11,8 +11,9 @@ from typing import Annotated, ClassVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-Unsigned53 = Annotated[int, Meta(ge=0, le=2**53 - 1)]
-"""What JavaScript can count to."""
+Whole = Annotated[float, Meta(ge=1 - 2**53, le=2**53 - 1, multiple_of=1)]
+"""A whole number, as far as JavaScript can count. In JSON 5.0 is as whole as 5, and some languages write no other."""
+Offset = Annotated[float, Meta(ge=0, le=2**53 - 1, multiple_of=1)]
 Room = Annotated[str, Meta(description="The room: 1 to 255 printable characters.")]
 User = Annotated[str, Meta(description='The user, as its token names it; "" with `client` only: a stranger.')]
 Client = Annotated[str, Meta(description="This connection of the user's only, by the name it got at its connect.")]
@@ -31,7 +32,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
 class StreamPosition(msgspec.Struct, forbid_unknown_fields=True):
     """A place in a room's history."""
 
-    offset: Unsigned53 | None = None
+    offset: Offset | None = None
     epoch: Annotated[str, Meta(max_length=64)] | None = None
 
 
@@ -48,7 +49,7 @@ class Publication(Request):
     ) = None
     skip_history: Annotated[bool, Meta(description="Keep it out of the history; it has no offset then.")] | None = None
     delta: Annotated[bool, Meta(description="Not available.")] | None = None
-    version: Annotated[int, Meta(ge=0, le=2**63 - 1, description="Not available.")] | None = None
+    version: Annotated[Whole, Meta(description="Not available.")] | None = None
     version_epoch: Annotated[str, Meta(description="Not available.")] | None = None
 
 
@@ -100,9 +101,7 @@ class Unsubscribe(Request):
 class Farewell(msgspec.Struct, forbid_unknown_fields=True):
     """What the client is told in the Close."""
 
-    code: (
-        Annotated[int, Meta(ge=0, le=65_535, description="3000 to 4999; 0 is 3503: it isn't to come back.")] | None
-    ) = None
+    code: Annotated[Whole, Meta(description="3000 to 4999; 0 is 3503: it isn't to come back.")] | None = None
     reason: Annotated[str, Meta(description="For people; up to 123 bytes of UTF-8.")] | None = None
 
 
@@ -149,13 +148,9 @@ class History(Request):
     """Read what is kept of a room, from its beginning or from a position on."""
 
     channel: Room
-    limit: (
-        Annotated[
-            int,
-            Meta(ge=-(2**31), le=2**31 - 1, description="At most so many; 0: the position only; -1: all that may be."),
-        ]
-        | None
-    ) = None
+    limit: Annotated[Whole, Meta(description="At most so many; 0: the position only; -1: all that may be.")] | None = (
+        None
+    )
     since: StreamPosition | None = None
     reverse: Annotated[bool, Meta(description="The newest first; with `since`, those before it.")] | None = None
 
