@@ -28,6 +28,7 @@ from loadgen import (
     CpuTime,
     Daemon,
     Progress,
+    Run,
     Target,
     clock,
     close_all,
@@ -47,6 +48,8 @@ WAITED_SHARE_MAX = 0.02
 LATE_MS_MAX = 1.0
 
 Result = dict[str, float | None]
+Tell = Callable[[str], None]
+Times = tuple[CpuTime, CpuTime]  # of the daemon, and of this process
 COLUMNS = {  # of the table: the name in the JSON, the title, the format
     "cpu_us_per_delivery": ("CPU µs/delivery", "{:.2f}"),
     "deliveries_per_second": ("deliveries/s", "{:,.0f}"),
@@ -105,10 +108,23 @@ MODES: dict[str, Callable[[Collector, argparse.Namespace, float], list[float]]] 
 }
 
 
-def repeat(options: argparse.Namespace, name: str, number: int, cores: tuple[int, int] | None) -> Result:
-    """One repeat: a fresh daemon (or the one at --url), fresh connections, the warm-up, the measurement."""
+def repeat(
+    options: argparse.Namespace,
+    name: str,
+    number: int,
+    cores: tuple[int, int] | None,
+    *,
+    publish: Callable[[Collector, argparse.Namespace, float], list[float]] | None = None,
+    collect: type[Collector] = Collector,
+    progress: Progress | None = None,
+    tell: Tell = notice,
+) -> Result:
+    """One repeat: a fresh daemon (or that at --url) and connections, the warm-up, the measurement.
+
+    Other benchmarks `publish` otherwise than by --mode, `collect` otherwise, and `tell` elsewhere what disturbed.
+    """
     deadline = clock() + int(options.deadline * 1e9)
-    progress = Progress(f"{name} {number + 1}/{options.repeat} ")
+    progress = progress or Progress(f"{name} {number + 1}/{options.repeat} ")
     dialect = DIALECTS[name](options.size)
     apart = options.publishers if dialect.publishers_apart else 0
     with contextlib.ExitStack() as stack:
@@ -128,14 +144,14 @@ def repeat(options: argparse.Namespace, name: str, number: int, cores: tuple[int
 
         publishers = connect_all(target, apart, deadline, progress, dialect.introduce)
         stack.callback(close_all, publishers)
-        collector = stack.enter_context(Collector(sockets, publishers, dialect, deadline, progress))
+        collector = stack.enter_context(collect(sockets, publishers, dialect, deadline, progress))
         collector.settle()
         if collector.received:
-            notice(f"{collector.received} bytes came before anything was published; they are ignored")
+            tell(f"{collector.received} bytes came before anything was published; they are ignored")
         gc.collect()
         gc.disable()
         stack.callback(gc.enable)
-        publish = MODES[options.mode]
+        publish = publish or MODES[options.mode]
         if options.warmup:
             collector.begin("warm-up", options.warmup)
             publish(collector, options, options.warmup)
@@ -147,35 +163,41 @@ def repeat(options: argparse.Namespace, name: str, number: int, cores: tuple[int
         collector.settle()
         after = _cpu_times(target)
         run = collector.finish()
+    # An old process hands out again what earlier connections gave back: only its first repeat tells.
+    memory_told = memory / len(sockets) if target.pid and not (options.target and number) else None
+    return {**_result(options, run, late, before, after, tell), "memory_kb_per_connection": memory_told}
 
+
+def _result(
+    options: argparse.Namespace, run: Run, late: list[float], before: Times, after: Times, tell: Tell
+) -> Result:
+    """The figures of a run; `late` in ms."""
     seconds = max(run.seconds, options.seconds) if options.mode == "rate" else run.seconds
     used = (after[0].used - before[0].used) / 1e9
     waited = [(end.waited - start.waited) / 1e9 / seconds for start, end in zip(before, after, strict=True)]
     for who, share in zip(("daemon", "generator"), waited, strict=True):
         if share > WAITED_SHARE_MAX:
-            notice(f"the {who} waited for its core {share:.0%} of the time: other processes disturb")
+            tell(f"the {who} waited for its core {share:.0%} of the time: other processes disturb")
     late_p99 = percentile(sorted(late), 0.99) if late else None
     if late_p99 and late_p99 > LATE_MS_MAX:
-        notice(f"publications were sent up to {late_p99:.1f} ms late (p99), so in bunches, which are cheaper")
+        tell(f"publications were sent up to {late_p99:.1f} ms late (p99), so in bunches, which are cheaper")
     return {
-        "cpu_us_per_delivery": used / run.deliveries * 1e6 if target.pid else None,
+        "cpu_us_per_delivery": used / run.deliveries * 1e6 if after[0].used else None,
         "deliveries_per_second": run.deliveries / seconds,
-        "latency_p50_ms": percentile(run.latencies_ms, 0.5),
-        "latency_p99_ms": percentile(run.latencies_ms, 0.99),
-        # An old process hands out again what earlier connections gave back: only its first repeat tells.
-        "memory_kb_per_connection": memory / len(sockets) if target.pid and not (options.target and number) else None,
-        "cpu_share": used / seconds if target.pid else None,
+        "latency_p50_ms": percentile(run.latencies_ms, 0.5) if run.latencies_ms else None,
+        "latency_p99_ms": percentile(run.latencies_ms, 0.99) if run.latencies_ms else None,
+        "cpu_share": used / seconds if after[0].used else None,
         "publications": run.publications,
         "deliveries": run.deliveries,
         "seconds": seconds,
         "late_p99_ms": late_p99,
-        "daemon_waited_share": waited[0] if target.pid else None,
+        "daemon_waited_share": waited[0] if after[0].used else None,
         "generator_waited_share": waited[1],
         "disturbed": max(waited) > WAITED_SHARE_MAX or (late_p99 or 0) > LATE_MS_MAX,
     }
 
 
-def _cpu_times(target: Target) -> tuple[CpuTime, CpuTime]:
+def _cpu_times(target: Target) -> Times:
     """Of the daemon (zero if unknown) and of this process."""
     return cpu_time(target.pid) if target.pid else CpuTime(0, 0), cpu_time(os.getpid())
 
@@ -268,12 +290,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--url", type=_target, dest="target", metavar="ws://HOST:PORT/PATH", help="a room of a running daemon")
     add("--pid", type=count, help="the process behind --url: for its CPU time and memory")
     add("--dialect", choices=DIALECTS, default="plain", help="what is spoken in the room (plain)")
-    add(
-        "--against",
-        choices=DIALECTS,
-        metavar="DIALECT",
-        help="measure that one, too, in turn with --dialect, and tell the ratio",
-    )
+    add("--against", choices=DIALECTS, metavar="DIALECT", help="measure that, too, in turn, and tell the ratio")
     add("--connections", type=count, default=100, metavar="N", help="subscribers in the room (100)")
     add(
         "--publishers",
@@ -291,13 +308,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of a delivery's payload (100 in plain, 200 where centrifugo is measured)",
     )
     add("--seconds", type=seconds, default=5, help="to measure (5)")
-    add(
-        "--warmup",
-        type=_number(float, 0, "a number from 0"),
-        default=1,
-        metavar="SECONDS",
-        help="before it (1)",
-    )
+    add("--warmup", type=_number(float, 0, "a number from 0"), default=1, metavar="SECONDS", help="before it (1)")
     add("--repeat", type=count, default=3, metavar="N", help="times, each with a fresh daemon (3)")
     add("--deadline", type=seconds, metavar="SECONDS", help="for a repeat (30 more than it should take)")
     add("--json", metavar="FILE", help="write the result there, too")

@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from dialects import CLOSE, STAMP, TEXT, BenchError, Dialect, parse_frames
 
@@ -104,14 +104,16 @@ class Daemon:
 
     command = (sys.executable, "-m", "hubbub", "serve", "--port", "0", "--log-level", "warning")
 
-    def __init__(self, path: str, deadline: int, environment: Mapping[str, str], core: int | None) -> None:
-        self._path, self._deadline, self._core = path, deadline, core
+    def __init__(
+        self, path: str, deadline: int, environment: Mapping[str, str], core: int | None, arguments: Sequence[str] = ()
+    ) -> None:
+        self._path, self._deadline, self._core, self._arguments = path, deadline, core, arguments
         self._environment = {**environment, **os.environ}  # what the caller's shell says wins
 
     def __enter__(self) -> Target:
         self._output = tempfile.TemporaryFile()  # not a pipe: nobody would read it
         self._process = subprocess.Popen(
-            self.command, env=self._environment, stdout=self._output, stderr=subprocess.STDOUT
+            (*self.command, *self._arguments), env=self._environment, stdout=self._output, stderr=subprocess.STDOUT
         )
         try:
             if self._core is not None:
@@ -279,7 +281,7 @@ class Run:
     publications: int
     deliveries: int
     seconds: float  # from the start to the last delivery
-    latencies_ms: list[float]  # sorted, one per delivery
+    latencies_ms: list[float]  # sorted, one per delivery unless the collector counts something else
 
 
 class Collector:
@@ -311,7 +313,7 @@ class Collector:
         self._published = 0
         self.begin("", 1)
 
-    def __enter__(self) -> Collector:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -390,6 +392,11 @@ class Collector:
         order, faults = check_order(streams, self._sent, self._dialect)
         if faults := self._count_faults() + faults:
             raise BenchError("\n".join(_first(faults)))
+        seconds = (max(s.times[-1] for s in self.subscribers) - self._started) / 1e9
+        return Run(len(order), len(order) * len(self.subscribers), seconds, sorted(self._latencies_ms(order)))
+
+    def _latencies_ms(self, order: Sequence[int]) -> list[float]:
+        """Of all deliveries, which were in this order: from the intended time of publishing until read."""
         intended = [int(self._sent[number][15:30]) for number in order]
         ends = self._ends()
         latencies: list[float] = []
@@ -399,8 +406,7 @@ class Collector:
                 complete = bisect_right(ends, total, position)
                 latencies += [(at - self._started - due) / 1e6 for due in intended[position:complete]]
                 position = complete
-        seconds = (max(s.times[-1] for s in self.subscribers) - self._started) / 1e9
-        return Run(len(order), len(latencies), seconds, sorted(latencies))
+        return latencies
 
     def _ends(self) -> list[int]:
         """Of each publication: how many bytes a subscriber has once it has that."""

@@ -1,0 +1,292 @@
+"""hubbub beside its rivals: the same work, on the same machine, in the same run.
+
+    python bench/compare.py --json out.json
+    python bench/compare.py --quick --rows r1000,bun32 --contestants hubbub,bun
+
+See bench/README.md for the method, for the figures to expect, and for how to read them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import chat
+from contest import CONTESTANTS, Entrant, Scratch, Server, prepare
+from dialects import DIALECTS, BenchError
+from fanout import WAITED_SHARE_MAX, Parser, Result, Tell, environment, repeat
+from fanout import _number as number
+from loadgen import (
+    Collector,
+    Progress,
+    Target,
+    clock,
+    close_all,
+    connect_all,
+    cpu_time,
+    notice,
+    raise_file_limit,
+    resident_kb,
+    two_cores,
+)
+from verdict import ROWS, Outcome, check_files, draw, figures, goals, judge, ratios, sentences
+
+MESSAGE_SIZE = 100  # bytes, of what a publisher says, in each dialect
+STRUCTURED_SIZE = 224  # bytes: a push with a message of that size in it
+RATE = 20_000  # deliveries a second, in r100 and r1000
+OPENED_BEFORE, OPENED = 200, 1000  # connections: for a runtime to warm up, and those that are measured
+DEADLINE_SECONDS = 60  # for a measurement, beyond what it should take
+
+Measure = Callable[[Target, Entrant, argparse.Namespace, Progress, Tell], Result]
+
+
+class Counting(Collector):
+    """Checks as much, and computes no latencies: in bursts there are millions of them."""
+
+    def _latencies_ms(self, order: Sequence[int]) -> list[float]:
+        return []
+
+
+def _options(target: Target, entrant: Entrant, options: argparse.Namespace, **more: Any) -> argparse.Namespace:
+    """What fanout.py's `repeat` takes."""
+    plain = entrant.contestant.dialect == "plain"
+    common = {"target": target, "repeat": 1, "rate": RATE, "burst": 64, "batch": 1, "publishers": 10}
+    common |= {"size": MESSAGE_SIZE if plain else STRUCTURED_SIZE, "mode": "chat"}
+    common |= {"seconds": options.seconds, "warmup": options.warmup}
+    common |= {"deadline": options.seconds + options.warmup + DEADLINE_SECONDS}
+    return argparse.Namespace(**{**common, **more})
+
+
+def _fan_out(mode: str, connections: int) -> Measure:
+    def measure(
+        target: Target, entrant: Entrant, options: argparse.Namespace, progress: Progress, tell: Tell
+    ) -> Result:
+        wanted = _options(target, entrant, options, mode=mode, connections=connections)
+        collect = Collector if mode == "rate" else Counting
+        return repeat(wanted, entrant.contestant.dialect, 0, None, collect=collect, progress=progress, tell=tell)
+
+    return measure
+
+
+def _chat(batch: int) -> Measure:
+    def measure(
+        target: Target, entrant: Entrant, options: argparse.Namespace, progress: Progress, tell: Tell
+    ) -> Result:
+        wanted = _options(target, entrant, options, connections=32, publishers=32, batch=batch)
+        return chat.measure(wanted, 0, None, progress, tell)
+
+    return measure
+
+
+def _open(target: Target, entrant: Entrant, options: argparse.Namespace, progress: Progress, tell: Tell) -> Result:
+    """What connections cost to be opened, and then to be there and silent."""
+    deadline = clock() + DEADLINE_SECONDS * 10**9
+    dialect = DIALECTS[entrant.contestant.dialect](STRUCTURED_SIZE)
+    dialect.begin(0)
+    pid = target.pid or 0
+    sockets = connect_all(target, OPENED_BEFORE, deadline, progress, dialect.join)
+    try:
+        time.sleep(0.5)
+        cpu, resident = cpu_time(pid), resident_kb(pid)
+        began = clock()
+        sockets += connect_all(target, OPENED, deadline, progress, dialect.join)
+        time.sleep(0.5)
+        after, seconds = cpu_time(pid), (clock() - began) / 1e9
+        grown = resident_kb(pid) - resident
+    finally:
+        close_all(sockets)
+        progress.clear()
+    waited = (after.waited - cpu.waited) / 1e9 / seconds
+    if waited > WAITED_SHARE_MAX:
+        tell(f"the server waited for its core {waited:.0%} of the time: other processes disturb")
+    return {
+        "memory_kb_per_connection": grown / OPENED,
+        "cpu_us_per_handshake": (after.used - cpu.used) / 1e3 / OPENED,
+        "disturbed": waited > WAITED_SHARE_MAX,
+    }
+
+
+MEASUREMENTS: dict[str, Measure] = {
+    "r100": _fan_out("rate", 100),
+    "r1000": _fan_out("rate", 1000),
+    "c1_100": _fan_out("closed", 100),
+    "c1_1000": _fan_out("closed", 1000),
+    "s100": _fan_out("burst", 100),
+    "s1000": _fan_out("burst", 1000),
+    "chat32": _chat(batch=1),
+    "bun32": _chat(batch=200),
+    "open": _open,
+}
+CHATS = ("chat32", "bun32")  # whoever talks is in the room: not so in the structured dialect's benchmarks
+
+
+def steps(entrants: Sequence[Entrant], outcome: Outcome, rounds: int) -> Iterator[tuple[int, str, Entrant]]:
+    """Everything there is to do: in each round another contestant begins, and so has another neighbour before it."""
+    wanted = dict.fromkeys(ROWS[row].measurement for row in outcome.rows)
+    for round_ in range(rounds):
+        start = round_ % len(entrants)
+        for measurement in wanted:
+            for entrant in (*entrants[start:], *entrants[:start]):
+                if entrant.contestant.dialect == "plain" or measurement not in CHATS:
+                    yield round_, measurement, entrant
+
+
+def compete(entrants: Sequence[Entrant], outcome: Outcome, options: argparse.Namespace, core: int | None) -> None:
+    """Do all steps. Who fails in one is out of that measurement for good: one fault disqualifies."""
+    todo = list(steps(entrants, outcome, options.rounds))
+    for done, (round_, measurement, entrant) in enumerate(todo):
+        name, title = entrant.contestant.name, entrant.contestant.title
+        if (name, measurement) in outcome.faults:
+            continue
+        progress = Progress(f"{done + 1}/{len(todo)} round {round_ + 1} {measurement} {title} ")
+        progress.show("starting", 0)
+        tell = partial(_note, outcome, f"{measurement}, {title}, round {round_ + 1}: ")
+        try:
+            with Server(entrant, OPENED + OPENED_BEFORE, core) as target:
+                result = MEASUREMENTS[measurement](target, entrant, options, progress, tell)
+        except (BenchError, OSError) as fault:
+            progress.clear()
+            notice(f"{title} is out in {measurement}")
+            outcome.faults[name, measurement] = str(fault)
+        else:
+            outcome.results.setdefault((name, measurement), []).append(result)
+
+
+def _note(outcome: Outcome, where: str, what: str) -> None:
+    outcome.notes.append(where + what)
+
+
+def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"of {','.join(known)} expected, not {unknown[0]!r}")
+        return [name for name in known if name in names]
+
+    return parse
+
+
+def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, checked; wrong ones end the program with status 2."""
+    count, seconds = number(int, 1, "a whole number from 1"), number(float, 0.01, "a number from 0.01")
+    parser = Parser(prog="compare.py", description="Measure hubbub beside its rivals.", allow_abbrev=False)
+    add = parser.add_argument
+    rows, contestants = list(ROWS), list(CONTESTANTS)
+    add("--rows", type=_names(rows), default=rows, metavar="A,B", help=f"of {', '.join(rows)} (all)")
+    add(
+        "--contestants",
+        type=_names(contestants),
+        default=contestants,
+        metavar="A,B",
+        help=f"of {', '.join(contestants)} (all)",
+    )
+    add("--rounds", type=count, metavar="N", help="in each of which everyone does everything (5)")
+    add("--seconds", type=seconds, help="to measure, each time (3)")
+    add("--quick", action="store_true", help="one round of half a second each: to see that it works, not to quote")
+    add("--json", type=Path, metavar="FILE", help="write everything there, too")
+    add("--plot", type=Path, metavar="FILE", help="draw it there, as SVG (needs matplotlib)")
+    add(
+        "--scratch",
+        type=Path,
+        default=Path(__file__).parent / ".scratch",
+        metavar="DIR",
+        help="where rivals are installed, and found the next time (bench/.scratch)",
+    )
+    add("--hubbub-python", default=sys.executable, metavar="FILE", help="the Python that has hubbub (this one)")
+    options = parser.parse_args(arguments)
+    options.rounds = options.rounds or (1 if options.quick else 5)
+    options.seconds = options.seconds or (0.5 if options.quick else 3)
+    options.warmup = 0.3 if options.quick else 1
+    check_files(parser, options.json, options.plot)
+    return options
+
+
+def report(outcome: Outcome, judged: Sequence[dict[str, Any]]) -> str:
+    """All tables and sentences."""
+    parts = [figures(outcome)]
+    if "hubbub" in outcome.titles:
+        parts += [ratios(outcome), goals(judged)]
+    parts.append("\n".join(sentences(outcome)))
+    return "\n\n".join(filter(None, parts))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the contest; 0, or 1 if nobody is there, or hubbub isn't, or is disqualified anywhere."""
+    options = parse_options(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of stopping the server
+    raise_file_limit(OPENED + OPENED_BEFORE + 100)
+    entrants, missing = prepare(options.contestants, Scratch(options.scratch, options.hubbub_python))
+    for title, reason in missing.items():
+        notice(f"{title} is left out: {reason}")
+    if not entrants:
+        print("compare.py: nobody is there to be measured", file=sys.stderr)
+        return 1
+    cores = two_cores()
+    if cores:
+        os.sched_setaffinity(0, {cores[1]})
+    else:
+        notice("nothing is pinned: there is only one core")
+    outcome = Outcome({e.contestant.name: e.contestant.title for e in entrants}, options.rows, missing)
+    try:
+        compete(entrants, outcome, options, cores[0] if cores else None)
+    except KeyboardInterrupt:
+        notice("interrupted: these are the rounds so far")
+    judged = judge(outcome)
+    print(report(outcome, judged))
+    print("\n" + "\n".join(f"{e.contestant.title}: {e.version}" for e in entrants))
+    print("hubbub's settings, all else at its defaults: " + " ".join(f"{k}={v}" for k, v in settings().items()))
+    if options.json:
+        options.json.write_text(json.dumps(record(outcome, judged, entrants, options, cores), indent=2) + "\n")
+    if options.plot:
+        draw(outcome, options.plot)
+    asked = [name for name in ("hubbub", "structured") if name in options.contestants]
+    return 1 if any(name in asked for name, _ in outcome.faults) or any(n not in outcome.titles for n in asked) else 0
+
+
+def settings() -> dict[str, str]:
+    """What hubbub is told: fanout.py's settings, and what the caller's shell says, which wins."""
+    told = {name: value for name, value in os.environ.items() if name.startswith("HUBBUB_")}
+    return {**environment(OPENED + OPENED_BEFORE), **told}
+
+
+def record(
+    outcome: Outcome,
+    judged: Sequence[dict[str, Any]],
+    entrants: Sequence[Entrant],
+    options: argparse.Namespace,
+    cores: tuple[int, int] | None,
+) -> dict[str, object]:
+    """Everything, for the JSON file."""
+    results: dict[str, dict[str, list[Result]]] = {}
+    for (name, measurement), rounds in outcome.results.items():
+        results.setdefault(name, {})[measurement] = rounds
+    medians = {
+        name: {row: figure._asdict() for row in outcome.rows if (figure := outcome.figure(name, row))}
+        for name in outcome.titles
+    }
+    return {
+        "options": {name: value if isinstance(value, list) else str(value) for name, value in vars(options).items()},
+        "machine": {"python": platform.python_version(), "system": platform.platform(), "cores": os.cpu_count()},
+        "pinned": cores,
+        "settings": settings(),
+        "versions": {e.contestant.name: e.version for e in entrants},
+        "missing": dict(outcome.missing),
+        "disqualified": [{"who": w, "in": m, "why": why} for (w, m), why in outcome.faults.items()],
+        "notes": outcome.notes,
+        "figures": medians,
+        "goals": list(judged),
+        "results": results,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

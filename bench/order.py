@@ -1,0 +1,154 @@
+"""Order: many publish at once in several rooms, and everyone in a room must see one order.
+
+    python bench/order.py --publishers 50 --rooms 10
+
+Half of each room's subscribers, and half of the publishers of all rooms, speak plain, the others structured. Every
+delivery of every subscriber is compared. See bench/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import random
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from client import Client
+from crowd import Crowd, endings
+from dialects import STAMP_SIZE, BenchError
+from loadgen import clock, percentile, table
+from report import Bench, Row, Watch, cells, checked, count, medians, number, parser, plot, run, seconds, tell_disturbed
+from room import Room
+
+COLUMNS = {
+    "publications": ("publications", "{:,.0f}"),
+    "deliveries": ("deliveries compared", "{:,.0f}"),
+    "crossings": ("otherwise than sent", "{:.0%}"),
+    "deliveries_per_second": ("deliveries/s", "{:,.0f}"),
+    "cpu_us_per_delivery": ("CPU µs/delivery", "{:.2f}"),
+    "p99_ms": ("p99 ms", "{:.2f}"),
+}
+
+
+def one(bench: Bench, label: str) -> Row:
+    """A fresh daemon; everyone publishes as fast as the others' deliveries allow, in rooms at random."""
+    options = bench.options
+    chance = random.Random(options.seed)
+    number_of_clients = options.rooms * options.subscribers + options.publishers
+    with (
+        bench.daemon(number_of_clients) as target,
+        bench.progress(label) as progress,
+        Crowd(target, bench.deadline(), progress, options.size) as crowd,
+    ):
+        rooms = [Room(f"order-{i}") for i in range(options.rooms)]
+        members = [
+            Client(crowd, f"subscriber {room.name} {i}", room, structured=i % 2 == 1)
+            for room in rooms
+            for i in range(options.subscribers)
+        ]
+        outside = [Client(crowd, f"publisher {i}", None, structured=True) for i in range(options.publishers)]
+        crowd.open([*members, *outside])
+        speakers = _speakers(members, outside, options.publishers)
+        gc.collect()
+        gc.disable()
+        try:
+            crowd.latencies = []
+            watch = Watch(target)
+            _shout(crowd, speakers, rooms, chance, options)
+            crowd.drain()
+            row = watch.stop()
+            crowd.check()
+        finally:
+            gc.enable()
+        if ended := endings(target):
+            raise BenchError(f"the server ended connections: {ended}")
+        latencies = sorted(crowd.latencies)
+        crossings = sum(room.order[i] > room.order[i + 1] for room in rooms for i in range(len(room.order) - 1))
+        return row | {
+            "publications": crowd.published,
+            "deliveries": crowd.received,
+            "crossings": crossings / crowd.published,
+            "deliveries_per_second": crowd.received / (row["seconds"] or 1),
+            "cpu_us_per_delivery": (row["cpu_us"] or 0) / crowd.received,
+            "p99_ms": percentile(latencies, 0.99),
+        }
+
+
+def _speakers(members: Sequence[Client], outside: Sequence[Client], number: int) -> list[tuple[Client, Room | None]]:
+    """Who publishes: structured ones from outside in any room (None), and as many plain ones in their own."""
+    plain = [client for client in members if not client.structured]
+    inside: list[tuple[Client, Room | None]] = [
+        (client, client.room) for client in plain[:: max(1, len(plain) // number)]
+    ]
+    return [*inside[:number], *((client, None) for client in outside)]
+
+
+def _shout(
+    crowd: Crowd,
+    speakers: Sequence[tuple[Client, Room | None]],
+    rooms: Sequence[Room],
+    chance: random.Random,
+    options: argparse.Namespace,
+) -> None:
+    """All speak, so often that a certain number of deliveries is under way, and never in the same order."""
+    began, turn = clock(), list(speakers)
+    while (share := (clock() - began) / 1e9 / options.seconds) < 1:
+        chance.shuffle(turn)
+        for client, own in turn:
+            while crowd.due - crowd.received > options.under_way:
+                crowd.poll("shouting", share)
+            crowd.publish(client, own or chance.choice(rooms))
+        crowd.poll("shouting", share)
+
+
+def measure(bench: Bench) -> None:
+    """As often as asked for; one fault in one order, and there is no result."""
+    options = bench.options
+    rows = [one(bench, f"{i + 1}/{options.repeat}") for i in range(options.repeat)]
+    bench.outcome.update(repeats=rows, median=medians(rows))
+    named = [*((f"{i + 1}", row) for i, row in enumerate(rows)), ("median", medians(rows))]
+    print(
+        table(["repeat", *(title for title, _ in COLUMNS.values())], [cells(name, row, COLUMNS) for name, row in named])
+    )
+    tell_disturbed(rows)
+    print(f"{options.rooms} rooms, one order in each: the same for all its {options.subscribers} subscribers")
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.bar([name for name, _ in named], [row["crossings"] for _, row in named])
+        axes.set(ylabel="share delivered in another order than sent", ylim=(0, 1))
+
+    plot(options.plot, "One order a room, whatever the order of sending", draw)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; 0, or 1 if there is no result or it fails its check."""
+    made = parser("order.py", "Have many publish at once, and compare what everyone saw.")
+    add = made.add_argument
+    add("--rooms", type=count, default=10, metavar="N", help="rooms (10)")
+    add("--subscribers", type=number(int, 2, "a whole number from 2"), default=20, metavar="N", help="of each (20)")
+    add("--publishers", type=count, default=50, metavar="N", help="from outside, and as many from inside (50)")
+    add(
+        "--size",
+        type=number(int, STAMP_SIZE, f"a whole number from {STAMP_SIZE}"),
+        default=100,
+        metavar="BYTES",
+        help="of a message (100)",
+    )
+    add("--seconds", type=seconds, default=15, help="to publish (15)")
+    add("--under-way", type=count, default=2000, metavar="N", help="deliveries under way at most (2000)")
+    add(
+        "--seed",
+        type=number(int, 0, "a whole number from 0"),
+        default=1,
+        metavar="N",
+        help="of who publishes where (1)",
+    )
+    add("--repeat", type=count, default=2, metavar="N", help="times, each with a fresh daemon (2)")
+    return run("order.py", checked(made, arguments), measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
