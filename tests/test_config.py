@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubbub.config import Settings
@@ -409,6 +409,7 @@ tables = st.fixed_dictionaries(
 
 
 @given(content=settings_or_junk | tables | st.builds(dict.__or__, settings_or_junk, tables))
+@settings(deadline=None)  # a file is written: that takes as long as it takes
 def test_any_toml_gives_settings_or_mistakes(
     content: dict[str, object], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -688,9 +688,11 @@ async def test_health() -> None:
 
 FAMILIES = {
     "gauge": "connections rooms subscriptions outboxes_queued outboxes_queued_bytes inbox_commands inbox_bytes "
-    "inbox_readers_waiting histories history_publications history_bytes idempotency_keys tasks build_info",
+    "inbox_readers_waiting histories history_publications history_bytes idempotency_keys tasks build_info "
+    "hook_questions_waiting hook_questions_under_way hook_notices_waiting hook_notices_waiting_bytes",
     "counter": "publications deliveries gaps commands_refused histories_evicted rate_pauses rooms_failed "
-    "connections_opened connections_ended http_responses internal_errors refusals",
+    "connections_opened connections_ended http_responses internal_errors refusals "
+    "hook_questions hook_notices hook_notices_lost hook_deliveries_failed",
 }
 
 

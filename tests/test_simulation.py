@@ -160,7 +160,9 @@ def never_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """The heartbeat finds nobody silent."""
     end = hubbub.connection.connection.Connection.end
     monkeypatch.setattr(
-        hubbub.connection.connection.Connection, "end", lambda self, why: None if why is End.NO_PONG else end(self, why)
+        hubbub.connection.connection.Connection,
+        "end",
+        lambda self, why, *more: None if why is End.NO_PONG else end(self, why, *more),
     )
 
 
