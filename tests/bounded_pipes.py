@@ -8,6 +8,7 @@ side that closes with unread input resets the connection, and what the other sid
 
 import math
 import random
+from collections.abc import Callable
 
 import trio
 
@@ -82,6 +83,10 @@ class PipeTransport:
         self.inbound = inbound
         self.outbound = outbound
         self.closed = False
+
+    @property
+    def send_bare(self) -> Callable[[bytes], int]:
+        return self.send_nowait
 
     def send_nowait(self, data: bytes | memoryview) -> int:
         assert not self.closed, "a send after the close"

@@ -42,6 +42,7 @@ WAITS = {
     "hub.inbox.Inbox.take": {"receive"},
     # The reader: for the peer, for the 101, and for the session, which waits for the inbox.
     "connection.session.Session.receive": {"_permitted", "_put_question", "_wait", "put"},
+    "connection.session.Session.receive_run": {"_wait", "put", "receive"},
     # The back end, where it is to be asked: a hook's time at most.
     "connection.session.Session._permitted": {"_ask"},
     # For the last large answer: the hub's, which waits for nobody, and the writer's, which has a deadline.
@@ -57,7 +58,7 @@ WAITS = {
         "wait",
     },
     "connection.wire.Wire._next_bytes": {"checkpoint", "pass_through", "receive_some"},
-    "connection.wire.Wire._divide": {"_note_passing", "checkpoint", "receive"},
+    "connection.wire.Wire._divide": {"_note_passing", "checkpoint", "receive", "receive_run"},
     "connection.wire.Wire._note_passing": {"pass_through", "receive_fragment"},
     "connection.wire.Wire._tire_of": {"sleep_forever"},  # until the close deadline
     "connection.wire.Wire.send_all": {"checkpoint", "flushed"},

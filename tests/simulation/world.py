@@ -25,7 +25,7 @@ import math
 import random
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -282,7 +282,7 @@ class World:
 
     def _record(self, node: Node) -> None:
         """Note the order that the engine gives, who comes and goes, and what is true when a question is answered."""
-        append, carry_out = node.engine.append, node.hub.carry_out
+        append, append_all, carry_out = node.engine.append, node.engine.append_all, node.hub.carry_out
         enter, leave = node.rooms.subscribe, node.rooms.unsubscribe
 
         def recorded_append(
@@ -299,6 +299,18 @@ class World:
             self.complain(self.members[publisher.client].accept(self.rooms[room], label, kind, data))
             self.complain(self.rooms[room].add(publication, label))
             return publication
+
+        def recorded_append_all(
+            room: str, messages: Sequence[bytes], kind: Kind, now: float, publisher: Member | None = None
+        ) -> list[Publication]:
+            publications = append_all(room, messages, kind, now, publisher)
+            for publication in publications:
+                label = label_of(publication)
+                assert publisher is not None
+                accepted = self.members[publisher.client].accept(self.rooms[room], label, kind, publication.data)
+                self.complain(accepted)
+                self.complain(self.rooms[room].add(publication, label))
+            return publications
 
         def recorded_enter(subscriber: Subscriber, name: str, *how: Any, **more: Any) -> None:
             enter(subscriber, name, *how, **more)
@@ -335,6 +347,7 @@ class World:
             client.moments.append(Moment(epoch, room.top, room.stored(now), happened, present, inside, gone))
 
         node.engine.append = recorded_append  # type: ignore[method-assign]
+        node.engine.append_all = recorded_append_all  # type: ignore[method-assign]
         node.hub.carry_out = recorded_carry_out  # type: ignore[method-assign]
         node.rooms.subscribe = recorded_enter  # type: ignore[method-assign]
         node.rooms.unsubscribe = recorded_leave  # type: ignore[method-assign]

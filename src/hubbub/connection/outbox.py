@@ -163,7 +163,7 @@ class Outbox:
         "_flushed",
         "_nursery",
         "_on_end",
-        "_send_nowait",
+        "_send_bare",
         "_settings",
         "_state",
         "_total",
@@ -180,7 +180,7 @@ class Outbox:
         on_end: Callable[[End], None],
     ) -> None:
         self._transport = transport
-        self._send_nowait = transport.send_nowait
+        self._send_bare = transport.send_bare  # bound once: it is called for each delivery
         self._nursery = nursery
         self._settings = settings
         self._total = total
@@ -214,7 +214,16 @@ class Outbox:
     def offer(self, data: bytes, frames: int = 1) -> None:
         """Take complete frames to be sent. Never waits, never raises; does nothing unless HELD or OPEN."""
         if self._direct:
-            self._send(data, frames)
+            try:
+                sent = self._send_bare(data)
+            except (OSError, trio.BrokenResourceError) as error:
+                sent = 0
+                if not isinstance(error, BlockingIOError):
+                    self._break(End.PEER_RESET)
+                    return
+            self.bytes_sent += sent
+            if sent < len(data):
+                self._start_writer(data, frames, sent)
         elif self._state is State.OPEN or self._state is State.HELD:
             if self._backlog is None:
                 self._backlog = Backlog(self._total)
@@ -250,16 +259,18 @@ class Outbox:
         if self._backlog is not None:
             self._start_writer(head, 0, 0)  # also for one who was evicted while HELD: the 101, then the Close
         else:
-            self._direct = self._state is State.OPEN
-            self._send(head, 0)
+            self._direct = True
+            self.offer(head, 0)
+            self._direct = self._direct and self._state is State.OPEN
 
     def seal(self, close_frame: bytes) -> None:
         """Send the Close after everything queued, and take nothing more; does nothing unless OPEN or EVICTED."""
         if self._state is State.OPEN or self._state is State.EVICTED:
             self._state = State.SEALED
             if self._backlog is None:
+                self._direct = True  # also of one who was evicted
+                self.offer(close_frame, 1)
                 self._direct = False
-                self._send(close_frame, 1)
             else:
                 self._backlog.put(close_frame, 1)
 
@@ -279,16 +290,6 @@ class Outbox:
     def close(self) -> None:
         """Drop everything. Idempotent."""
         self._finish(State.CLOSED)
-
-    def _send(self, data: bytes, frames: int) -> None:
-        try:
-            sent = self._send_nowait(data)
-        except trio.BrokenResourceError:
-            self._break(End.PEER_RESET)
-            return
-        self.bytes_sent += sent
-        if sent < len(data):
-            self._start_writer(data, frames, sent)
 
     def _start_writer(self, piece: bytes, frames: int, sent: int) -> None:
         self._direct = False  # before the writer starts: the next offer must not start another

@@ -235,7 +235,12 @@ class Wire(trio.abc.Stream):
                 self.under_way += 1
                 through.append(data[at:stop])
             else:
-                await self._session.receive(payload, first == _BINARY_WHOLE)
+                run, stop = _run_of(data, stop, first, turn, self._settings.message_bytes_max)
+                turn -= len(run)
+                if run:
+                    await self._session.receive_run((payload, *run), first == _BINARY_WHOLE)
+                else:
+                    await self._session.receive(payload, first == _BINARY_WHOLE)
             at = stop
         if at < end:
             self._rest = data[at:]
@@ -329,3 +334,22 @@ def _ordinary(data: bytes, start: int, stop: int, first: int) -> bytes | None:
         except UnicodeDecodeError:
             return None
     return payload
+
+
+def _run_of(data: bytes, at: int, first: int, most: int, bytes_max: int) -> tuple[list[bytes], int]:
+    """Return the payloads of the ordinary messages, all of that kind, that follow at `at`, and where they stop.
+
+    At most `most` of at most `bytes_max` each. Whatever else there is, is left for a closer look.
+    """
+    run: list[bytes] = []
+    end = len(data)
+    while len(run) < most and at < end and data[at] == first:
+        span = measure_client_frame(data, at)
+        if span is None or span[1] > end or span[1] - span[0] > bytes_max:
+            break
+        payload = _ordinary(data, *span, first)
+        if payload is None:
+            break
+        run.append(payload)
+        at = span[1]
+    return run, at

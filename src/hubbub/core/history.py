@@ -8,7 +8,7 @@ Rules:
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Final
 
@@ -65,19 +65,37 @@ class History:
         tags: Mapping[str, str] | None = None,
     ) -> Publication:
         """Accept `data` as the next publication and return it; then drop the oldest beyond the bounds."""
-        self._offset = offset = self._offset + 1
+        return self.append_all((data,), kind, publisher, now, size_max=size_max, bytes_max=bytes_max, tags=tags)[0]
+
+    def append_all(
+        self,
+        messages: Sequence[bytes],
+        kind: Kind,
+        publisher: Member | None,
+        now: float,
+        *,
+        size_max: int,
+        bytes_max: int,
+        tags: Mapping[str, str] | None = None,
+    ) -> list[Publication]:
+        """As `append`, for several, one after the other."""
+        first, stored = self._offset + 1, size_max > 0
+        self._offset += len(messages)
         self.touched = now
-        publication = Publication(self.room, self.epoch, offset, data, kind, now, size_max > 0, publisher, tags)
-        if size_max <= 0:
+        publications = [
+            Publication(self.room, self.epoch, offset, data, kind, now, stored, publisher, tags)
+            for offset, data in enumerate(messages, first)
+        ]
+        if not stored:
             self.clear()  # what it stored before it was told to store nothing doesn't go up to the top any more
-            return publication
+            return publications
         if not self._bytes:
             self._publications = deque()
-        self._publications.append(publication)
-        self._bytes += _size(publication)
+        self._publications.extend(publications)
+        self._bytes += sum(map(_size, publications))
         while len(self._publications) > size_max or self._bytes > bytes_max:
             self._drop_oldest()
-        return publication
+        return publications
 
     def recent(self, limit: int) -> list[Publication]:
         """Return the last `limit` stored publications, oldest first; fewer if there are fewer."""

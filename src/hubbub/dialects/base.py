@@ -1,9 +1,9 @@
 """What a dialect owes the rest of hubbub."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from hubbub.model.command import Command, Reply, Subscribe
+from hubbub.model.command import Command, PublishRun, Reply, Subscribe
 from hubbub.model.end import Disconnect, End
 from hubbub.model.publication import Member, Position, Presence, Publication
 from hubbub.model.question import Ask
@@ -59,6 +59,10 @@ class Conversation(Protocol):
 
         An exception is a bug here, never the peer's doing.
         """
+        ...
+
+    def receive_run(self, messages: Sequence[bytes], binary: bool) -> PublishRun | None:
+        """Return the one command of several messages that came at once; None if each must be received by itself."""
         ...
 
     def replies(self) -> bytes:

@@ -16,7 +16,7 @@ import msgspec
 
 from hubbub.auth.access import Credentials
 from hubbub.core.frames import BINARY, PING, TEXT, encode_frame
-from hubbub.model.command import Command, Publish, Refusal, Refused, Reply, Subscribe, Tell
+from hubbub.model.command import Command, Publish, PublishRun, Refusal, Refused, Reply, Subscribe, Tell
 from hubbub.model.end import Disconnect, End
 from hubbub.model.publication import Kind, Member, Position, Presence, Publication, encode_as_json
 from hubbub.model.question import Allowed, Ask, Asked, Asks, Denied, Dismissed, Question, Unanswered, Verdict
@@ -121,6 +121,12 @@ class PlainConversation:
             return (command,)
         question = self._question("publish", self.room, encode_as_json(command.data, command.kind))
         return (Ask(question, partial(self._published, command)),)
+
+    def receive_run(self, messages: Sequence[bytes], binary: bool) -> PublishRun | None:
+        """Return the one command that several messages are, unless the back end is to be asked about each."""
+        if self._asks("publish", self.room):
+            return None
+        return PublishRun(self.room, messages, Kind.BINARY if binary else Kind.TEXT, self.member, self._subscriber)
 
     def overdue(self, now: float) -> End | None:
         """Its token can't be renewed: when it has expired, that's it."""

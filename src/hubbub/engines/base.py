@@ -11,7 +11,7 @@ The memory engine never waits, so the hub calls it inside its own step. An engin
 an inbox of its own, and hands what it accepted back to the hub.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -48,6 +48,12 @@ class Engine(Protocol):
         tags: Mapping[str, str] | None = None,
     ) -> Publication:
         """Accept a publication: give it its offset and keep it within the room's bounds."""
+        ...
+
+    def append_all(
+        self, room: str, messages: Sequence[bytes], kind: Kind, now: float, publisher: Member | None = None
+    ) -> list[Publication]:
+        """Accept several publications, one after the other."""
         ...
 
     def read(self, room: str, now: float, since: int | None = None, limit: int = 0, reverse: bool = False) -> Slice:

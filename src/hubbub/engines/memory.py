@@ -16,7 +16,7 @@ Rules:
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from hubbub.config import Settings
 from hubbub.core.history import PUBLICATION_OVERHEAD_BYTES, History
@@ -94,12 +94,29 @@ class MemoryEngine:
         tags: Mapping[str, str] | None = None,
     ) -> Publication:
         """Accept a publication: give it its offset and keep it within the room's bounds."""
+        return self._append(room, (data,), kind, now, publisher, tags)[0]
+
+    def append_all(
+        self, room: str, messages: Sequence[bytes], kind: Kind, now: float, publisher: Member | None = None
+    ) -> list[Publication]:
+        """Accept several publications, one after the other."""
+        return self._append(room, messages, kind, now, publisher, None)
+
+    def _append(
+        self,
+        room: str,
+        messages: Sequence[bytes],
+        kind: Kind,
+        now: float,
+        publisher: Member | None,
+        tags: Mapping[str, str] | None,
+    ) -> list[Publication]:
         history, order = self._histories.get(room) or self._open(room, now)
         settings = self._settings
         bounds = settings.namespace(room) or settings
         before = history.size_bytes
-        publication = history.append(
-            data, kind, publisher, now, size_max=bounds.history_size, bytes_max=bounds.history_bytes_max, tags=tags
+        publications = history.append_all(
+            messages, kind, publisher, now, size_max=bounds.history_size, bytes_max=bounds.history_bytes_max, tags=tags
         )
         order.idle.move_to_end(room)
         if before and history.size_bytes:
@@ -109,8 +126,8 @@ class MemoryEngine:
         else:
             self._count(history, order, before)
         if self._bytes > settings.histories_bytes_max:
-            self._shrink(LOOKS_MAX + len(data) // PUBLICATION_OVERHEAD_BYTES)
-        return publication
+            self._shrink(LOOKS_MAX + sum(map(len, messages)) // PUBLICATION_OVERHEAD_BYTES)
+        return publications
 
     def read(self, room: str, now: float, since: int | None = None, limit: int = 0, reverse: bool = False) -> Slice:
         """Return at most `limit` publications that aren't too old, and the room's top; a new room gets its epoch.

@@ -42,6 +42,18 @@ class Inbox:
         self._space = trio.lowlevel.ParkingLot()
         self._leaves: list[Subscriber] = []
 
+    def put_nowait(self, command: Command) -> bool:
+        """Hand a command over if there is room, and nobody waits for that; else return False."""
+        size = command.size_bytes
+        if self._space or (self._bytes and self._bytes + size > self._bytes_max):
+            return False
+        try:
+            self._put.send_nowait(command)
+        except trio.WouldBlock:
+            return False
+        self._bytes += size
+        return True
+
     async def put(self, command: Command) -> None:
         """Hand a command over; waits while the inbox is full. Not a checkpoint when there is room."""
         size = command.size_bytes

@@ -25,6 +25,7 @@ from hubbub.model.command import (
     Command,
     Enter,
     Publish,
+    PublishRun,
     ReadHistory,
     ReadPresence,
     Refusal,
@@ -104,6 +105,18 @@ class Hub:
             command.asker.evict(End.NOT_PERMITTED, "" if answer.why is Refusal.DENIED else answer.why.value)
         return self._waiting.size_bytes(command.room) >= PIECE_BYTES_MAX
 
+    def publish_run(self, command: PublishRun, now: float) -> bool:
+        """As `publish`, for several at once."""
+        answer: Answer
+        try:
+            answer = self._steps.publish_run(command, now)
+        except Exception:
+            answer = self._end_room(command.room)
+        if type(answer) is Refused:
+            self._refused[answer.why] += 1
+            command.asker.evict(End.NOT_PERMITTED, "" if answer.why is Refusal.DENIED else answer.why.value)
+        return self._waiting.size_bytes(command.room) >= PIECE_BYTES_MAX
+
     def comes_after_what_waits(self, command: Command) -> bool:
         """Whether everything must be handed out and flushed first.
 
@@ -129,7 +142,7 @@ class Hub:
                 for subscription in command.subscriptions:
                     self._announce(subscription)
             return
-        assert not isinstance(command, Publish)
+        assert not isinstance(command, Publish | PublishRun)
         answer = self._answer_to(command, now)
         self._answer(command.asker, command.reply, answer)
         if isinstance(command, Subscribe) and isinstance(answer, Subscribed):

@@ -27,6 +27,7 @@ from hubbub.model.command import (
     Present,
     Publish,
     Published,
+    PublishRun,
     ReadHistory,
     ReadPresence,
     Refusal,
@@ -95,6 +96,22 @@ class Steps:
         if key:
             self.results.remember(room, scope, key, published, now)
         return published
+
+    def publish_run(self, command: PublishRun, now: float) -> Answer:
+        """Accept several publications, one after the other."""
+        room, asker = command.room, command.asker
+        if (namespace := self._settings.namespace(room)) is None:
+            return Refused(Refusal.UNKNOWN_NAMESPACE)
+        if not self._may(namespace.allow_publish, asker, room):
+            return Refused(Refusal.DENIED)
+        publisher, opened = command.publisher, self._rooms.get(room)
+        if opened is not None and opened.infos:
+            publisher = opened.member(asker)
+        publications = self._engine.append_all(room, command.messages, command.kind, now, publisher)
+        self.publications += len(publications)
+        if opened is not None:
+            self._waiting.add_all(room, publications, sum(map(len, command.messages)))
+        return DONE
 
     def subscribe(self, command: Subscribe, now: float) -> Answer:
         """Add a subscriber to a room."""

@@ -4,9 +4,9 @@ One pass: the leaves; then what waits in the inbox, carried out; then what has h
 piece a subscriber; then the replies, one piece an asker. It waits for nothing but its inbox: `offer` is synchronous, so
 no subscriber, however slow, can hold it up.
 
-Gathering: before handing out, the hub lets the other tasks run once or twice more, while each time new commands
-come of it. Under load a subscriber then gets one send where it would get many; when all is quiet, a pass of
-Trio's scheduler that brings nothing costs some microseconds.
+Gathering: where there is more than one command, the hub lets the other tasks run once or twice more before it hands
+out, while each time new commands come of it. Under load a subscriber then gets one send where it would get many; when
+all is quiet, nothing waits.
 """
 
 import trio
@@ -14,7 +14,7 @@ import trio
 from hubbub.config import Settings
 from hubbub.hub.inbox import Inbox
 from hubbub.hub.state import Hub
-from hubbub.model.command import Command, Publish
+from hubbub.model.command import Command, Publish, PublishRun
 
 OFFERS_PER_CHECKPOINT = 256
 """How many subscribers are served before other tasks may run: some 2 ms where each is a send of its own, 10 where each
@@ -29,7 +29,7 @@ async def run_hub(hub: Hub, inbox: Inbox, settings: Settings) -> None:
     while True:
         commands = [await inbox.take()]
         _take_waiting(commands, inbox, settings.pass_commands_max)
-        for _ in range(settings.gather_passes_max):
+        for _ in range(settings.gather_passes_max if _are_many(commands) else 0):
             before = len(commands)
             await trio.lowlevel.checkpoint()
             _take_waiting(commands, inbox, settings.pass_commands_max)
@@ -39,6 +39,11 @@ async def run_hub(hub: Hub, inbox: Inbox, settings: Settings) -> None:
             hub.leave(subscriber)
         await _apply(hub, commands, settings.pass_seconds_max)
         inbox.done(commands)
+
+
+def _are_many(commands: list[Command | None]) -> bool:
+    """Whether more may be on its way: where one client says one thing, nothing is gained by waiting for another."""
+    return len(commands) > 1 or isinstance(commands[0], PublishRun)
 
 
 def _take_waiting(commands: list[Command | None], inbox: Inbox, limit: int) -> None:
@@ -53,12 +58,15 @@ async def _apply(hub: Hub, commands: list[Command | None], pass_seconds_max: flo
     now = trio.current_time()
     served = 0
     for count, command in enumerate(commands, 1):
-        looks = count % COMMANDS_PER_LOOK == 0 or not isinstance(command, Publish)  # an answer may be a whole history
+        looks = count % COMMANDS_PER_LOOK == 0 or not isinstance(command, Publish)  # others may be much more
         if looks and trio.current_time() - now >= pass_seconds_max:
             await trio.lowlevel.checkpoint()
             now = trio.current_time()
         if isinstance(command, Publish):
             if hub.publish(command, now):
+                served = await _hand_out(hub, command.room, served)
+        elif isinstance(command, PublishRun):
+            if hub.publish_run(command, now):
                 served = await _hand_out(hub, command.room, served)
         elif command is not None:
             if hub.comes_after_what_waits(command):

@@ -1,5 +1,7 @@
 """What has happened in the rooms, in order, and isn't handed out yet."""
 
+from collections.abc import Sequence
+
 from hubbub.model.publication import Presence, Publication
 
 Event = Publication | Presence
@@ -23,6 +25,11 @@ class Waiting:
             events.append(event)
         if size_bytes:
             self._bytes[room] = self._bytes.get(room, 0) + size_bytes
+
+    def add_all(self, room: str, events: Sequence[Event], size_bytes: int) -> None:
+        """Put several behind what waits there already."""
+        self._events.setdefault(room, []).extend(events)
+        self._bytes[room] = self._bytes.get(room, 0) + size_bytes
 
     def rooms(self) -> list[str]:
         """Return where something waits."""

@@ -118,6 +118,21 @@ class Publish(msgspec.Struct, frozen=True):
         return len(self.data) + COMMAND_OVERHEAD_BYTES
 
 
+class PublishRun(msgspec.Struct, frozen=True):
+    """Put several messages of one client into `room`, one after the other; nobody waits for an answer."""
+
+    room: str
+    messages: Sequence[bytes]
+    kind: Kind
+    publisher: Member
+    asker: "Subscriber"
+
+    @property
+    def size_bytes(self) -> int:
+        """What it weighs in the hub's inbox."""
+        return sum(map(len, self.messages)) + len(self.messages) * COMMAND_OVERHEAD_BYTES
+
+
 class _Move(msgspec.Struct, frozen=True):
     asker: "Subscriber"
     room: str
@@ -225,4 +240,6 @@ class Tell(msgspec.Struct, frozen=True):
         return COMMAND_OVERHEAD_BYTES
 
 
-Command: TypeAlias = Publish | Subscribe | Enter | Unsubscribe | ReadHistory | ReadPresence | RemoveHistory | Tell
+Command: TypeAlias = (
+    Publish | PublishRun | Subscribe | Enter | Unsubscribe | ReadHistory | ReadPresence | RemoveHistory | Tell
+)

@@ -127,7 +127,9 @@ class FrontDoor:
         # Two calls, so that nothing of HTTP's (4 KB with h11's state) outlives the upgrade.
         upgrade = await self._talk_http(transport, visit)
         if upgrade is not None:
-            refused = await serve_connection(transport, upgrade, self._services)
+            serving = serve_connection(transport, upgrade, self._services)
+            del upgrade  # or an idle connection would hold its request
+            refused = await serving
             if refused is not None:
                 answer = self._refuse(visit, HttpError(STATUSES.get(refused.why, 503), refused.why.value, close=True))
                 await self._answer(self._http(transport), answer)

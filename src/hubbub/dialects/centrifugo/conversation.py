@@ -16,7 +16,7 @@ Rules:
 """
 
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -145,6 +145,9 @@ class CentrifugoConversation:
         except (FatalError, requests.MalformedRequestError) as error:
             end = error.end if isinstance(error, FatalError) else End.BAD_REQUEST
             yield self.over(end, str(error))
+
+    def receive_run(self, messages: Sequence[bytes], binary: bool) -> None:
+        """Each may hold several commands, and has to be understood by itself."""
 
     def replies(self) -> bytes:
         """Return the frame of the replies that wait."""
