@@ -136,58 +136,53 @@ async def test_application_that_has_its_tokens_from_a_callback(kind: str) -> Non
         assert sdk.untaken("error") == []
 
 
-async def test_expiry_of_a_connection(kind: str) -> None:
+async def connections_expire(server: Server, sdks: list[Sdk]) -> None:
     """The SDKs ask for a new token when it has expired; what they do with what they get, or don't."""
-    async with (
-        open_server(**wire_settings(token_grace_seconds_max=GRACE_SECONDS)) as server,
-        open_sdks(kind, 4) as sdks,
-    ):
-        for sdk in sdks:
-            await sdk.open(server.port)
 
-        async def renewed(sdk: Sdk) -> None:
-            """Each time it has expired, on the same connection."""
-            tokens = [token("ann", 2 * TTL_SECONDS + 0.2), sign(sub="ann", info="new")]
-            name = await sdk.connect(server.port, token=token("ann", TTL_SECONDS), tokens=tokens)
-            await sdk.subscribe("room")
-            await sdk.event("token_asked")
-            await sdk.event("token_asked")  # so the server has told it when the first new one expires
-            await trio.sleep(GRACE_SECONDS + 0.5)
-            present = await sdk.do("presence", room="room")
-            assert present == {name: {"client": name, "user": "ann", "info": "new"}}
-            await sdk.event("connecting", code=0)
-            assert sdk.untaken("connecting", "disconnected", "error", "token_asked") == []
+    async def renewed(sdk: Sdk) -> None:
+        """Each time it has expired, on the same connection."""
+        tokens = [token("ann", 2 * TTL_SECONDS + 0.2), sign(sub="ann", info="new")]
+        name = await sdk.connect(server.port, token=token("ann", TTL_SECONDS), tokens=tokens)
+        await sdk.subscribe("room")
+        await sdk.event("token_asked")
+        await sdk.event("token_asked")  # so the server has told it when the first new one expires
+        await trio.sleep(GRACE_SECONDS + 0.5)
+        present = await sdk.do("presence", room="room")
+        assert present == {name: {"client": name, "user": "ann", "info": "new"}}
+        await sdk.event("connecting", code=0)
+        assert sdk.untaken("connecting", "disconnected", "error", "token_asked") == []
 
-        async def failing(sdk: Sdk) -> None:
-            """They'd ask again after 5 to 10 s; the grace is over before. They come back, ask, and miss nothing."""
-            options: dict[str, Any] = {"token": token("bob", TTL_SECONDS), "tokens": [None, token("bob")]}
-            await sdk.connect(server.port, **options)
-            await sdk.subscribe("past")
-            await sdk.event("error", code=REFRESH_TOKEN)
-            assert (await sdk.event("connecting", code=3005))["reason"] == "connection expired"
-            await publish(server, "past", b'"missed"')
-            await sdk.event("error", code=109)  # it comes with the old one first
-            await once_more(sdk)
-            assert (await sdk.event("subscribed", room="past", was_recovering=True))["recovered"]
-            assert await sdk.data("past", 1) == ["missed"]
-            assert len(sdk.untaken("token_asked")) == 2
-            assert sdk.untaken("disconnected", "error") == []
+    async def failing(sdk: Sdk, user: str, first: str | None, code: int) -> None:
+        """They'd ask again after 5 to 10 s; the grace is over before. They come back, ask, and miss nothing.
 
-        async def refused_for_good(sdk: Sdk, user: str, new: str, code: int) -> None:
-            """The next token would be good, but they don't ask for it."""
-            options: dict[str, Any] = {"token": token(user, TTL_SECONDS), "tokens": [new, token(user)]}
-            await sdk.connect(server.port, retry_seconds=SOON_SECONDS, **options)
-            await sdk.event("disconnected", code=code)
-            await nothing_came(sdk, "disconnected", "error")
-            assert len(sdk.untaken("connected")) == len(sdk.untaken("token_asked")) == 1
+        So it is with a callback that fails, and with one that gives a token that has expired, too.
+        """
+        options: dict[str, Any] = {"token": token(user, TTL_SECONDS), "tokens": [first, token(user)]}
+        await sdk.connect(server.port, **options)
+        await sdk.subscribe("past")
+        await sdk.event("error", code=code)
+        assert (await sdk.event("connecting", code=3005))["reason"] == "connection expired"
+        await publish(server, "past", b'"missed"')
+        await sdk.event("error", code=109)  # it comes with the old one first
+        await once_more(sdk)
+        assert (await sdk.event("subscribed", room="past", was_recovering=True))["recovered"]
+        assert await sdk.data("past", 1) == ["missed"]
+        assert len(sdk.untaken("token_asked")) == 2
+        assert sdk.untaken("disconnected", "error") == []
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(renewed, sdks[0])
-            nursery.start_soon(failing, sdks[1])
-            nursery.start_soon(refused_for_good, sdks[2], "cat", token("somebody else"), 3500)
-            # To the SDKs 109 is final here: they'd only ask again if the error said `temporary`, or had a code below
-            # 100. (Centrifugo, instead, ends the connection with 3005, and they come back.)
-            nursery.start_soon(refused_for_good, sdks[3], "dan", token("dan", -1), 109)
+    async def refused_for_good(sdk: Sdk, user: str, new: str, code: int) -> None:
+        """The next token would be good, but they don't ask for it."""
+        options: dict[str, Any] = {"token": token(user, TTL_SECONDS), "tokens": [new, token(user)]}
+        await sdk.connect(server.port, retry_seconds=SOON_SECONDS, **options)
+        await sdk.event("disconnected", code=code)
+        await nothing_came(sdk, "disconnected", "error")
+        assert len(sdk.untaken("connected")) == len(sdk.untaken("token_asked")) == 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(renewed, sdks[0])
+        nursery.start_soon(failing, sdks[1], "bob", None, REFRESH_TOKEN)
+        nursery.start_soon(failing, sdks[3], "dan", token("dan", -1), 109)
+        nursery.start_soon(refused_for_good, sdks[2], "cat", token("somebody else"), 3500)
 
 
 # -- subscriptions
@@ -247,51 +242,51 @@ async def test_expired_subscription_token(kind: str) -> None:
         assert await sdk.do("presence_stats", room="$a") == {"clients": 1, "users": 1}
 
 
-async def test_expiry_of_a_subscription(kind: str) -> None:
+async def subscriptions_expire(server: Server, sdks: list[Sdk]) -> None:
     """Likewise, with the subscription's own callback."""
+
+    async def renewed(sdk: Sdk) -> None:
+        """Each time it has expired."""
+        await sdk.connect(server.port, token=token("ann"))
+        tokens = [ann_in("$room", 2 * TTL_SECONDS + 0.2), ann_in("$room")]
+        await sdk.subscribe("$room", token=ann_in("$room", TTL_SECONDS), tokens=tokens)
+        await sdk.event("token_asked", room="$room")
+        await sdk.event("token_asked", room="$room")
+        await trio.sleep(GRACE_SECONDS + 0.5)
+        await sdk.do("publish", room="$room", data="still here")
+        assert await sdk.data("$room", 1) == ["still here"]
+        assert len(sdk.untaken("subscribing")) == 1
+        assert sdk.untaken("unsubscribed", "disconnected", "error") == []
+
+    async def failing(sdk: Sdk, first: str | None, code: int) -> None:
+        """They'd ask again after 10 to 20 s; the grace is over before. They come back, ask, and miss nothing."""
+        await sdk.connect(server.port, token=token("ann"))
+        await sdk.subscribe("$past", token=ann_in("$past", TTL_SECONDS), tokens=[first, ann_in("$past")])
+        await sdk.event("error", room="$past", code=code)
+        assert (await sdk.event("connecting", code=3006))["reason"] == "subscription expired"
+        await publish(server, "$past", b'"missed"')
+        await once_more(sdk)
+        await sdk.event("error", room="$past", code=109)
+        assert (await sdk.event("subscribed", room="$past"))["recovered"]
+        assert await sdk.data("$past", 1) == ["missed"]
+        assert sdk.untaken("unsubscribed", "disconnected", "error") == []
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(renewed, sdks[0])
+        nursery.start_soon(failing, sdks[1], None, SUB_REFRESH_TOKEN)
+
+
+async def test_expiry(kind: str) -> None:
+    """Of connections and of subscriptions, all at once: it takes its time."""
     async with (
         open_server(**wire_settings(token_grace_seconds_max=GRACE_SECONDS)) as server,
-        open_sdks(kind, 2) as sdks,
+        open_sdks(kind, 6) as sdks,
+        trio.open_nursery() as nursery,
     ):
         for sdk in sdks:
             await sdk.open(server.port)
-
-        async def renewed(sdk: Sdk) -> None:
-            """Each time it has expired; one that comes expired is the end of the subscription: 109, as above.
-
-            (Centrifugo, instead, unsubscribes with 2501, and they ask again.)
-            """
-            await sdk.connect(server.port, token=token("ann"))
-            late = [ann_in("$late", -1), ann_in("$late")]
-            await sdk.subscribe("$late", token=ann_in("$late", TTL_SECONDS), tokens=late)
-            tokens = [ann_in("$room", 2 * TTL_SECONDS + 0.2), ann_in("$room")]
-            await sdk.subscribe("$room", token=ann_in("$room", TTL_SECONDS), tokens=tokens)
-            await sdk.event("token_asked", room="$room")
-            await sdk.event("token_asked", room="$room")
-            await trio.sleep(GRACE_SECONDS + 0.5)
-            await sdk.do("publish", room="$room", data="still here")
-            assert await sdk.data("$room", 1) == ["still here"]
-            await sdk.event("unsubscribed", room="$late", code=109)
-            assert [event["room"] for event in sdk.untaken("token_asked")] == ["$late"]
-            assert len(sdk.untaken("subscribing")) == 2
-            assert sdk.untaken("unsubscribed", "disconnected", "error") == []
-
-        async def failing(sdk: Sdk) -> None:
-            """They'd ask again after 10 to 20 s; the grace is over before. They come back, ask, and miss nothing."""
-            await sdk.connect(server.port, token=token("ann"))
-            await sdk.subscribe("$past", token=ann_in("$past", TTL_SECONDS), tokens=[None, ann_in("$past")])
-            await sdk.event("error", room="$past", code=SUB_REFRESH_TOKEN)
-            assert (await sdk.event("connecting", code=3006))["reason"] == "subscription expired"
-            await publish(server, "$past", b'"missed"')
-            await once_more(sdk)
-            await sdk.event("error", room="$past", code=109)
-            assert (await sdk.event("subscribed", room="$past"))["recovered"]
-            assert await sdk.data("$past", 1) == ["missed"]
-            assert sdk.untaken("unsubscribed", "disconnected", "error") == []
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(renewed, sdks[0])
-            nursery.start_soon(failing, sdks[1])
+        nursery.start_soon(connections_expire, server, sdks[:4])
+        nursery.start_soon(subscriptions_expire, server, sdks[4:])
 
 
 async def test_personal_rooms(kind: str) -> None:

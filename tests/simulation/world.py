@@ -369,7 +369,7 @@ class World:
         return msgspec.structs.replace(command, reply=reply)
 
     def _client_of(self, subscriber: Subscriber) -> Client:
-        return self.clients[subscriber._upgrade.peer]  # type: ignore[attr-defined]
+        return self.clients[subscriber.peer]  # type: ignore[attr-defined]
 
     async def _act(self, index: int, rng: random.Random, connections: trio.Nursery) -> None:
         """Be one client after the other, until the chaos is over. The first is always a good plain one."""

@@ -28,6 +28,7 @@ from hubbub.connection.linger import linger
 from hubbub.connection.outbox import Outbox, State
 from hubbub.connection.services import Services, Upgrade
 from hubbub.connection.session import Session
+from hubbub.connection.stock import break_cycle, forget_handshake
 from hubbub.connection.transport import Transport
 from hubbub.connection.wire import Wire
 from hubbub.core.frames import cut_reason, encode_close
@@ -90,6 +91,7 @@ class Connection:
         "_services",
         "_subprotocol",
         "_transport",
+        "_websocket",
         "code",
         "conversation",
         "cut_off",
@@ -115,6 +117,7 @@ class Connection:
         settings = services.settings
         self._transport = transport
         self._subprotocol = upgrade.subprotocol
+        self._websocket: trio_websocket.WebSocketConnection | None = None
         self.peer = upgrade.peer
         self._services = services
         self._nursery = nursery
@@ -180,7 +183,8 @@ class Connection:
     def dismiss(self, disconnect: Disconnect) -> None:
         """End because the back end wants it so, with its words. Never waits or raises."""
         if self.ended is None:
-            self.farewell = disconnect
+            # Without a reason npm's SDK doesn't look at the code, and comes back whatever it says.
+            self.farewell = disconnect if disconnect.reason else Disconnect(disconnect.code, "force disconnect")
         self.end(End.DISMISSED)
 
     def introduce(self, member: Member) -> None:
@@ -268,7 +272,9 @@ class Connection:
 
     def release(self) -> None:
         """Let go of the parts, which refer back to the connection: what can be freed now needs no garbage collector."""
-        del self.conversation, self.offer, self.outbox, self.session, self.wire, self._nursery
+        if self._websocket is not None:
+            break_cycle(self._websocket)
+        del self.conversation, self.offer, self.outbox, self.session, self.wire, self._nursery, self._websocket
 
     async def _join(self) -> Refused | None:
         """Let the hub answer what must be answered first. History, if asked for, is the first thing in the outbox."""
@@ -299,10 +305,8 @@ class Connection:
             max_message_size=self._services.settings.message_bytes_max,
             receive_buffer_size=None,
         )
-        websocket = await request.accept(subprotocol=self._subprotocol)
-        # It would keep what only the handshake needed, wsproto's and h11's: 2 KB, a tenth of an idle connection.
-        with contextlib.suppress(AttributeError):
-            websocket._wsproto.handshake = None  # type: ignore[assignment]
+        self._websocket = websocket = await request.accept(subprotocol=self._subprotocol)
+        forget_handshake(websocket)
         return websocket
 
     async def _serve(self, websocket: trio_websocket.WebSocketConnection) -> None:

@@ -41,6 +41,9 @@ from hubbub.model.command import (
 from hubbub.model.end import End
 from hubbub.model.question import Ask, Asker
 
+RUNS_PER_BURST = 8
+"""A run of messages is parted where it counts more than that share of a burst: as much as a lease (`core/rate`)."""
+
 log = structlog.get_logger()
 
 
@@ -138,11 +141,14 @@ class Session:
                 await self.receive(message, binary)
             return
         self.handing_over = True
-        if not self._inbox.put_nowait(run):
-            await self._inbox.put(run)
         weight = max(1.0, self._occupancy(run.room) / self._settings.rate_occupancy)
-        if seconds := self._owed(weight * len(messages), weight * sum(map(len, messages))):
-            await self._wait(seconds)
+        most = max(1, int(self._settings.publications_burst_max / RUNS_PER_BURST / weight))
+        for start in range(0, len(messages), most):
+            part = run if most >= len(messages) else run.part(start, start + most)
+            if not self._inbox.put_nowait(part):
+                await self._inbox.put(part)
+            if seconds := self._owed(weight * len(part.messages), weight * sum(map(len, part.messages))):
+                await self._wait(seconds)
         self.handing_over = False
 
     def charge(self, answered_bytes: int) -> None:

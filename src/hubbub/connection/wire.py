@@ -344,7 +344,10 @@ def _run_of(data: bytes, at: int, first: int, most: int, bytes_max: int) -> tupl
     run: list[bytes] = []
     end = len(data)
     while len(run) < most and at < end and data[at] == first:
-        span = measure_client_frame(data, at)
+        try:
+            span = measure_client_frame(data, at)
+        except MalformedFrameError:
+            break
         if span is None or span[1] > end or span[1] - span[0] > bytes_max:
             break
         payload = _ordinary(data, *span, first)

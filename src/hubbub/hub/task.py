@@ -35,10 +35,15 @@ async def run_hub(hub: Hub, inbox: Inbox, settings: Settings) -> None:
             _take_waiting(commands, inbox, settings.pass_commands_max)
             if len(commands) == before:
                 break
-        for subscriber in inbox.take_leaves():
-            hub.leave(subscriber)
+        _let_leave(hub, inbox)
         await _apply(hub, commands, settings.pass_seconds_max)
         inbox.done(commands)
+        del commands  # or who has spoken last would be held until somebody else speaks
+
+
+def _let_leave(hub: Hub, inbox: Inbox) -> None:
+    for subscriber in inbox.take_leaves():
+        hub.leave(subscriber)
 
 
 def _are_many(commands: list[Command | None]) -> bool:

@@ -127,6 +127,10 @@ class PublishRun(msgspec.Struct, frozen=True):
     publisher: Member
     asker: "Subscriber"
 
+    def part(self, start: int, stop: int) -> "PublishRun":
+        """Return some of it."""
+        return PublishRun(self.room, self.messages[start:stop], self.kind, self.publisher, self.asker)
+
     @property
     def size_bytes(self) -> int:
         """What it weighs in the hub's inbox."""

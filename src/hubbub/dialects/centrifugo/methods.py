@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 REJECT_UNRECOVERED = 2
 """A bit of `subscribe.flag`."""
+STILL_EXPIRED = msgspec.structs.replace(TOKEN_EXPIRED, temporary=True)
+"""The answer to a *new* token: without that, the SDKs would never ask for another."""
 KEY_CHARACTERS_MAX = 64
 """Of an idempotency key: a UUID has 36."""
 
@@ -276,7 +278,7 @@ def refresh(talk: "Talk", number: int, body: requests.Refresh) -> Command:
     except TokenError as error:
         if error.fault is not TokenFault.EXPIRED:
             raise
-        raise RefusedError(TOKEN_EXPIRED) from error
+        raise RefusedError(STILL_EXPIRED) from error
     if who.user != talk.member.user:
         raise FatalError(End.INVALID_TOKEN, "the new token is for another user")
     talk.extend(who.ends_at, who.info)
@@ -289,7 +291,12 @@ def sub_refresh(talk: "Talk", number: int, body: requests.Refresh) -> Command:
     room = room_of(body.channel)
     if not body.token:
         raise FatalError(End.BAD_REQUEST, "sub_refresh without a token")
-    ends_at = _read_room_token(talk, body.token, room).ends_at
+    try:
+        ends_at = _read_room_token(talk, body.token, room).ends_at
+    except RefusedError as refused:
+        if refused.error is TOKEN_EXPIRED:
+            raise RefusedError(STILL_EXPIRED) from refused
+        raise
     if room not in talk.tenure.rooms:
         raise RefusedError(PERMISSION_DENIED.because("there is no subscription to it that expires"))
     talk.tenure.set_room(room, ends_at)
