@@ -102,6 +102,9 @@ class PipeTransport:
         self.outbound.change(ended=True)
         await trio.lowlevel.checkpoint()
 
+    def peer_left(self) -> bool:
+        return self.inbound.ended or self.inbound.broken
+
     def unsent_bytes(self) -> int:
         return len(self.outbound)
 

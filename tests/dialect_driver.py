@@ -101,8 +101,9 @@ class Client:
     def dismiss(self, disconnect: Disconnect) -> None:
         raise AssertionError
 
-    def introduce(self, member: Member) -> None:
+    def introduce(self, member: Member) -> bool:
         self.member = member
+        return True
 
     def flush(self) -> None:
         if self.ended is None and (frame := self.conversation.replies()):
@@ -196,8 +197,9 @@ class PlainClient:
     def dismiss(self, disconnect: Disconnect) -> None:
         raise AssertionError
 
-    def introduce(self, member: Member) -> None:
+    def introduce(self, member: Member) -> bool:
         self.member = member
+        return True
 
     def flush(self) -> None:
         pass

@@ -41,7 +41,8 @@ WAITS = {
     "hub.inbox.Inbox.put": {"park", "send"},
     "hub.inbox.Inbox.take": {"receive"},
     # The reader: for the peer, for the 101, and for the session, which waits for the inbox.
-    "connection.session.Session.receive": {"_permitted", "_put_question", "_wait", "put"},
+    "connection.session.Session.receive": {"_answer_of", "_permitted", "_put_question", "_wait", "put"},
+    "connection.session.Session._answer_of": {"put", "wait"},
     "connection.session.Session.receive_run": {"_wait", "put", "receive"},
     # The back end, where it is to be asked: a hook's time at most.
     "connection.session.Session._permitted": {"_ask"},

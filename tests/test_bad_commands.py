@@ -521,9 +521,10 @@ class Ear:
         """No input may bring that about."""
         raise AssertionError(disconnect)
 
-    def introduce(self, member: Member) -> None:
+    def introduce(self, member: Member) -> bool:
         """Be that."""
         self.member = member
+        return True
 
     def flush(self) -> None:
         """Look at the replies."""

@@ -119,7 +119,7 @@ def test_what_a_publication_says_of_itself() -> None:
     member = Member("ann", "c1", b'{"name":"Ann"}')
     told = engine.append("room", b"{}", Kind.JSON, 3.0, member)
     assert told == Publication("room", "epoch 1", 1, b"{}", Kind.JSON, 3.0, True, member)
-    assert engine.statistics().history_bytes == 2 + PUBLICATION_OVERHEAD_BYTES
+    assert engine.statistics().history_bytes == 2 + len(member.info) + PUBLICATION_OVERHEAD_BYTES
     untold = [engine.append("bare:room", b"x", TEXT, 3.0) for _ in range(3)]
     assert [(publication.offset, publication.stored) for publication in untold] == [
         (number, False) for number in (1, 2, 3)

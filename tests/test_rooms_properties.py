@@ -63,8 +63,9 @@ class Ear:
     def dismiss(self, disconnect: Disconnect) -> None:
         raise AssertionError
 
-    def introduce(self, member: Member) -> None:
+    def introduce(self, member: Member) -> bool:
         self.member = member
+        return True
 
     def flush(self) -> None:
         pass

@@ -473,14 +473,10 @@ async def test_dismissed(kind: str) -> None:
 
 
 async def test_dismissed_without_a_reason(kind: str) -> None:
-    """Without a reason npm's comes back, whatever the code: it looks at the code only if there is a reason."""
+    """Without a reason npm's would come back, whatever the code: so there is always one."""
     async with open_server(**wire_settings()) as server, open_sdks(kind) as (sdk,):
         await sdk.connect(server.port, retry_seconds=SOON_SECONDS, token=token("ann"))
         await sdk.event("connected")
         await dismiss(server, Disconnect(4500, ""))
-        if kind == "python":
-            await sdk.event("disconnected", code=4500)
-            await nothing_came(sdk, "connected")
-        else:
-            await sdk.event("connecting", code=4500)
-            await sdk.event("connected")
+        assert (await sdk.event("disconnected", code=4500))["reason"] == "force disconnect"
+        await nothing_came(sdk, "connected")

@@ -101,8 +101,9 @@ class KeyRing:
             log.warning(NOT_READ, url=place, why=str(error))
         except trio.TooSlowError:
             log.warning(NOT_READ, url=place, why="no answer in time")
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            log.warning(NOT_READ, url=place, why=type(error).__name__)  # its text may hold the URL
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
+            # Its text may hold the URL. (An OSError: SSL_CERT_FILE can't be read.)
+            log.warning(NOT_READ, url=place, why=type(error).__name__)
 
 
 def is_url(place: str) -> bool:

@@ -18,6 +18,7 @@ Rules:
 import contextlib
 import uuid
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import structlog
 import trio
@@ -143,7 +144,8 @@ class Connection:
             self.outbox,
             services.occupancy,
             settings,
-            services.ask,
+            partial(services.ask, address=self.peer),
+            transport.peer_left,
             services.count_pause,
             self.end,
         )
@@ -187,15 +189,17 @@ class Connection:
             self.farewell = disconnect if disconnect.reason else Disconnect(disconnect.code, "force disconnect")
         self.end(End.DISMISSED)
 
-    def introduce(self, member: Member) -> None:
-        """Be seen like this from now on."""
+    def introduce(self, member: Member) -> bool:
+        """Be seen like this from now on; False if the user has too many connections, so that this one ends."""
         self.member = member
-        self.be_counted()
+        return self.be_counted()
 
-    def be_counted(self) -> None:
+    def be_counted(self) -> bool:
         """Be one of the user's connections; one too many ends. Does nothing before it is one of the node's."""
-        if self._services.connections.introduce(self) > self._services.settings.connections_per_user_max:
-            self.end(End.TOO_MANY_OF_USER)
+        if self._services.connections.introduce(self) <= self._services.settings.connections_per_user_max:
+            return True
+        self.end(End.TOO_MANY_OF_USER)
+        return False
 
     def flush(self) -> None:
         """Send the replies that have been given, unless it has left the hub: as long as there are pushes."""
@@ -226,12 +230,14 @@ class Connection:
         """Join, open, serve, say goodbye."""
         settings = self._services.settings
         refused: Refused | None = Refused(Refusal.BUSY)
-        with trio.move_on_after(settings.head_seconds_max) as self._scope:
-            refused = await self._join()
+        if self.ended is None:
+            with trio.move_on_after(settings.head_seconds_max) as self._scope:
+                refused = await self._join()
+        if self.ended is End.TOO_MANY_OF_USER:
+            return Refused(Refusal.TOO_MANY_OF_USER)
         if refused is not None or self.ended is not None:
             self.end(End.HANDSHAKE_TIMEOUT if self._scope.cancelled_caught else End.REFUSED)
-            too_many = self.ended is End.TOO_MANY_OF_USER
-            return refused or Refused(Refusal.TOO_MANY_OF_USER if too_many else Refusal.STOPPING)
+            return refused or Refused(Refusal.STOPPING)
         websocket = await self._open()
         self.opened = True
         self._services.count_open()
@@ -289,7 +295,7 @@ class Connection:
             answered.set()
 
         for step in self.conversation.opening(reply):
-            command = step.then(await self._services.ask(step.question)) if isinstance(step, Ask) else step
+            command = step.then(await self._services.ask(step.question, self.peer)) if isinstance(step, Ask) else step
             if isinstance(command, Refused):
                 return command
             if command is not None:

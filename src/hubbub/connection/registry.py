@@ -37,16 +37,16 @@ class Connections:
         self._all.add(connection)
 
     def introduce(self, connection: "Connection") -> int:
-        """Learn whose a connection is; return how many of that user there are.
+        """Learn whose a connection is; return how many of that user there are that aren't ending.
 
-        0 for strangers, and for a connection that isn't here.
+        0 for strangers, for a connection that isn't here, and for one of which that is known.
         """
         user = connection.member.user
-        if not user or connection not in self._all:
+        if not user or connection not in self._all or connection in self._of_user.get(user, ()):
             return 0
         connections = self._of_user.setdefault(user, set())
         connections.add(connection)
-        return len(connections)
+        return sum(one.ended is None for one in connections)
 
     def discard(self, connection: "Connection") -> None:
         """Forget a connection, if it is there."""

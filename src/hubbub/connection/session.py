@@ -12,7 +12,8 @@ Rules:
 3. One answer at a time, where it may be large: who comes back to a hundred rooms gets the second history when the
    first has left. So its outbox isn't filled by what it has asked for itself.
 4. Where the back end is to be asked first, only this connection waits for its answer: what the peer says later is
-   carried out later.
+   carried out later. When the connection ends, or the peer has left, nobody is asked any more, and the rest of that
+   message is dropped: nothing of it overtakes what was to be asked.
 5. A peer that is over its rates for `rate_seconds_max` on end is disconnected.
 """
 
@@ -57,6 +58,7 @@ class Session:
         occupancy: how many are in a room.
         settings: the rates.
         ask: has the back end answer a question.
+        peer_left: whether nobody is there any more.
         on_pause: called each time that the rates make it pause.
         on_end: called when the connection must end.
     """
@@ -73,6 +75,7 @@ class Session:
         "_outbox",
         "_paced",
         "_pause",
+        "_peer_left",
         "_publications",
         "_settings",
         "handing_over",
@@ -86,6 +89,7 @@ class Session:
         occupancy: Callable[[str], int],
         settings: Settings,
         ask: Asker,
+        peer_left: Callable[[], bool],
         on_pause: Callable[[], None],
         on_end: Callable[[End], None],
     ) -> None:
@@ -96,6 +100,7 @@ class Session:
         self._occupancy = occupancy
         self._settings = settings
         self._ask = ask
+        self._peer_left = peer_left
         self._on_pause = on_pause
         self._on_end = on_end
         self._publications = Bucket(settings.publications_per_second_max, settings.publications_burst_max, now)
@@ -112,6 +117,8 @@ class Session:
         try:
             for step in self._conversation.receive(data, binary):
                 command = await self._permitted(step) if isinstance(step, Ask) else step
+                if command is None:
+                    break
                 if type(command) is Publish:  # the hot path: a coroutine less
                     if not self._inbox.put_nowait(command):
                         await self._inbox.put(command)
@@ -124,6 +131,8 @@ class Session:
                         await self._put_question(command)
                     else:
                         await self._inbox.put(command)
+                    if type(command) is Enter:
+                        await self._answer_of(command)
                     weight, size = self._weigh(command), 0.0
                 if seconds := self._owed(weight, max(unpaid, size)):
                     await self._wait(seconds)
@@ -168,11 +177,29 @@ class Session:
         if self._pause is not None:
             self._pause.cancel()
 
-    async def _permitted(self, step: Ask) -> Command:
-        command = step.then(await self._ask(step.question))
+    async def _permitted(self, step: Ask) -> Command | None:
+        """Return what the back end lets a step become; None if nobody waits for that any more."""
+        if not self._paced:
+            return None
+        if self._peer_left():
+            self._on_end(End.PEER_LEFT)
+            return None
+        with trio.CancelScope() as self._pause:
+            verdict = await self._ask(step.question)
+        was_cancelled, self._pause = self._pause.cancelled_caught, None
+        if was_cancelled:
+            return None
+        command = step.then(verdict)
         assert command is not None, "only before the 101 there may be nothing to do"
         assert not isinstance(command, Refused), "only before the 101 is there anyone to refuse"
         return command
+
+    async def _answer_of(self, command: Enter) -> None:
+        """Wait until it has been answered: who isn't let in is no longer listened to."""
+        if command.subscriptions:
+            answered = trio.Event()
+            await self._inbox.put(Tell(command.asker, answered.set))
+            await answered.wait()
 
     def _weigh(self, command: Command) -> float:
         """Return as how many publications a command counts that is none."""

@@ -12,6 +12,7 @@ send that failed or was cancelled, only `close_forcefully` is legal: how much th
 
 import contextlib
 import fcntl
+import select
 import socket
 import ssl
 import termios
@@ -67,6 +68,10 @@ class Transport(Protocol):
         """Return how much of what was sent the peer's machine hasn't acknowledged; 0 where that isn't known."""
         ...
 
+    def peer_left(self) -> bool:
+        """Return whether the peer has said that nothing more comes, or is gone, behind whatever hasn't been read."""
+        ...
+
     def close_forcefully(self) -> None:
         """Give the resource back at once, dropping what is under way. Idempotent, never raises."""
         ...
@@ -120,6 +125,10 @@ class TcpTransport:
     def unsent_bytes(self) -> int:
         """Ask the kernel (SIOCOUTQ, which is TIOCOUTQ for a socket)."""
         return _unacknowledged(self._socket)
+
+    def peer_left(self) -> bool:
+        """Ask the kernel."""
+        return _has_left(self._socket)
 
     def close_forcefully(self) -> None:
         """Close the socket; with unread input the kernel resets the connection."""
@@ -179,6 +188,10 @@ class TlsTransport:
         """Ask the kernel."""
         return _unacknowledged(self._socket)
 
+    def peer_left(self) -> bool:
+        """Ask the kernel."""
+        return _has_left(self._socket)
+
     def close_forcefully(self) -> None:
         """Close the socket under the TLS session."""
         self._socket_stream.socket.close()
@@ -199,3 +212,15 @@ def _unacknowledged(connected: socket.socket) -> int:
     except (OSError, ValueError):
         return 0  # closed, or a system without this question
     return int.from_bytes(answer, "little")
+
+
+_LEFT = select.POLLERR | select.POLLHUP | getattr(select, "POLLRDHUP", 0)
+
+
+def _has_left(connected: socket.socket) -> bool:
+    poll = select.poll()
+    try:
+        poll.register(connected, _LEFT)
+        return bool(poll.poll(0))
+    except (OSError, ValueError):
+        return True  # closed

@@ -15,8 +15,8 @@ from typing import Final
 from hubbub.model.publication import Kind, Member, Position, Publication
 
 PUBLICATION_OVERHEAD_BYTES = 200
-"""What a stored publication weighs besides its data, roughly: so that empty messages aren't free. (Its publisher
-isn't counted: one object for all that it says.)"""
+"""What a stored publication weighs besides its data, roughly: so that empty messages aren't free. (What its publisher
+has to show of itself is counted besides, as if it weren't one object for all that it says.)"""
 
 NOTHING: Final[deque[Publication]] = deque(maxlen=0)
 """Shared by all that store nothing: a deque of one's own takes 700 bytes, even if it is empty."""
@@ -140,5 +140,7 @@ class History:
 
 def _size(publication: Publication) -> int:
     size = len(publication.data) + PUBLICATION_OVERHEAD_BYTES
-    tags = publication.tags
+    publisher, tags = publication.publisher, publication.tags
+    if publisher is not None and (publisher.info or publisher.room_info):
+        size += len(publisher.info) + len(publisher.room_info)
     return size if tags is None else size + sum(len(name) + len(value) + 100 for name, value in tags.items())

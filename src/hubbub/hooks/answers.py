@@ -22,6 +22,9 @@ from hubbub.model.question import Allowed, Asked, Denied, Dismissed
 
 REASON_BYTES_MAX = 123
 """What a Close has room for."""
+MESSAGE_CHARACTERS_MAX = 200
+USER_CHARACTERS_MAX = 255
+"""Longer ones are somebody's mistake, and would be in every line of the log."""
 
 PROTOCOL_ERRORS = range(100, 113)
 OWN_ERRORS = range(400, 2000)

@@ -9,6 +9,7 @@ Rules:
 """
 
 import contextlib
+import ssl
 import time
 from collections.abc import Iterator
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -59,8 +60,8 @@ class BackEnd:
     async def run(self) -> None:
         """Keep a client open from the first request on, until cancelled."""
         await self._wanted.wait()
-        # Reading the certificates of all authorities takes some 20 ms. SSL_CERT_FILE may name other ones.
-        tls = await trio.to_thread.run_sync(httpx.create_ssl_context)
+        while (tls := await self._read_authorities()) is None:
+            await trio.sleep(COMPLAINT_SECONDS)
         async with httpx.AsyncClient(
             verify=tls,
             trust_env=False,
@@ -72,6 +73,14 @@ class BackEnd:
         ) as self._client:
             self._opened.set()
             await trio.sleep_forever()
+
+    async def _read_authorities(self) -> ssl.SSLContext | None:
+        """Read the certificates of all authorities, or those that SSL_CERT_FILE names: some 20 ms."""
+        try:
+            return await trio.to_thread.run_sync(httpx.create_ssl_context)
+        except OSError as error:
+            log.error("hooks can't be called: the certificates of authorities can't be read", why=str(error))
+            return None
 
     async def post(self, url: str, body: bytes) -> Answer:
         """Send JSON, and return what comes back. The caller limits the time, and takes whatever is raised."""

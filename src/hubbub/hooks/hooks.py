@@ -29,9 +29,9 @@ class Hooks:
         """Return whether the back end is to be asked."""
         return self.questions.asks(what, room)
 
-    async def ask(self, question: Question) -> Verdict:
+    async def ask(self, question: Question, address: str = "") -> Verdict:
         """Have a question answered, within the hook's time; raises nothing."""
-        return await self.questions.ask(question)
+        return await self.questions.ask(question, address)
 
     async def flush(self) -> None:
         """Wait until the back end has been told everything; the caller limits the time."""

@@ -5,20 +5,24 @@ Rules:
    hook's `seconds_max`, the hook's `on_failure` decides.
 2. At most `hook_requests_max` questions are under way. The others wait, in the order in which they came, and that
    counts as time of theirs.
+   One address has at most a quarter of them; its other questions wait for these, and for nobody else's.
 3. Who asks gets a verdict, always: nothing is raised but Trio's cancellation.
 4. To begin and to give up a question takes a millisecond. So that others' messages get their turn in between, when
    a hundred clients come at one moment, `BEGIN_AT_ONCE` begin in a pass of the scheduler, and they don't give up at
    one moment either: the last tenth of the time is left to chance.
 """
 
+import contextlib
 import random
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import get_args
 
 import msgspec
 import trio
 
+from hubbub.auth.proxies import is_loopback
 from hubbub.config import Settings
 from hubbub.hooks.answers import read_answer
 from hubbub.hooks.back_end import BackEnd, Complaints, HookError, within
@@ -26,6 +30,8 @@ from hubbub.model.question import Allowed, Asked, Denied, Dismissed, Question, U
 
 BEGIN_AT_ONCE = 2
 SURE_OF_TIME = 0.9
+SHARE = 4
+"""One address may have that part of the questions under way, and no more: a quarter."""
 
 OUTCOMES = {Allowed: "allowed", Denied: "denied", Dismissed: "dismissed", Unanswered: "unanswered"}
 
@@ -61,6 +67,7 @@ class Questions:
         self._rng = rng
         self._beginning = trio.Semaphore(BEGIN_AT_ONCE)
         self._limiter = trio.CapacityLimiter(settings.hook_requests_max)
+        self._turns: dict[str, trio.CapacityLimiter] = {}
         self._complaints = {what: Complaints(what) for what in get_args(Asked)}
         self.outcomes: Counter[tuple[Asked, str]] = Counter()
 
@@ -85,7 +92,7 @@ class Questions:
             return False
         return namespace.ask_subscribe if what == "subscribe" else namespace.ask_publish
 
-    async def ask(self, question: Question) -> Verdict:
+    async def ask(self, question: Question, address: str = "") -> Verdict:
         """Have a question answered: an `Asker`."""
         what = question.what
         url = self._url(what)
@@ -95,7 +102,8 @@ class Questions:
         seconds_max = getattr(self._settings, f"hook_{what}_seconds_max") * self._rng.uniform(SURE_OF_TIME, 1.0)
         try:
             with within(seconds_max):
-                verdict = await self._answer(url, question)
+                async with self._turn_of(address):
+                    verdict = await self._answer(url, question)
         except HookError as error:
             self._complaints[what].add(url, str(error))
             verdict = Unanswered()
@@ -103,6 +111,22 @@ class Questions:
         if isinstance(verdict, Unanswered) and getattr(self._settings, f"hook_{what}_on_failure") == "allow":
             return Allowed()
         return verdict
+
+    @contextlib.asynccontextmanager
+    async def _turn_of(self, address: str) -> AsyncIterator[None]:
+        """Wait for a turn among the questions of that address: they wait for each other, not others for them."""
+        if not address or is_loopback(address):  # a proxy that doesn't say for whom, or ourselves
+            yield
+            return
+        turns = self._turns.get(address)
+        if turns is None:
+            turns = self._turns[address] = trio.CapacityLimiter(max(1, self._settings.hook_requests_max // SHARE))
+        try:
+            async with turns:
+                yield
+        finally:
+            if not turns.borrowed_tokens and not turns.statistics().tasks_waiting:
+                self._turns.pop(address, None)
 
     async def _answer(self, url: str, question: Question) -> Verdict:
         body = _Body(

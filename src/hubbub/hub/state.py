@@ -136,7 +136,7 @@ class Hub:
             entered = all(isinstance(answer, Subscribed) for answer in answers)
             if not entered:  # all or none; nobody has heard of any yet
                 for room in self._rooms.rooms_of(command.asker):
-                    self._rooms.unsubscribe(command.asker, room)
+                    self._steps.take_out(command.asker, room)
             self._answer(command.asker, lambda _: command.reply(answers), DONE)
             if entered:
                 for subscription in command.subscriptions:

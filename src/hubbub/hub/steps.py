@@ -14,6 +14,7 @@ import msgspec
 
 from hubbub.auth.permissions import Standing, Who, level, may, may_subscribe
 from hubbub.config import Settings
+from hubbub.config_types import Namespace
 from hubbub.core.idempotency import Results
 from hubbub.core.recovery import recover
 from hubbub.core.rooms import Rooms
@@ -37,7 +38,7 @@ from hubbub.model.command import (
     Subscribed,
     Unsubscribe,
 )
-from hubbub.model.publication import Passing, Presence, Publication
+from hubbub.model.publication import Member, Passing, Position, Presence, Publication
 from hubbub.model.subscriber import Loss, Subscriber
 
 DONE = Done()
@@ -86,7 +87,7 @@ class Steps:
         if command.keep or not namespace.history_size:
             publication = self._engine.append(room, command.data, command.kind, now, publisher, command.tags)
         else:
-            publication = self._passing(command, now)
+            publication = self._passing(command, publisher, now)
         self.publications += 1
         if opened is not None:
             self._waiting.add(room, publication, len(command.data))
@@ -125,7 +126,7 @@ class Steps:
         if not self._may_subscribe(namespace.allow_subscribe, command):
             return Refused(Refusal.DENIED)
         standing = Standing(subscriber.member.user, subscribed=True, by_token=command.by_token)
-        if command.history and not limits.insecure and not may(namespace.allow_history, standing):
+        if command.history and not self._may_read(namespace, standing):
             return Refused(Refusal.HISTORY_DENIED)
         if room is None and len(self._rooms) >= limits.rooms_max:
             return Refused(Refusal.TOO_MANY_ROOMS)
@@ -134,7 +135,11 @@ class Steps:
         if len(self._rooms.rooms_of(subscriber)) >= limits.rooms_per_connection_max:
             return Refused(Refusal.TOO_MANY_SUBSCRIPTIONS)
         recoverable = namespace.history_size > 0 and (namespace.force_recovery or command.recoverable)
-        answer = self._joined(command, recoverable, now)
+        if command.since is not None and not command.since.epoch and not self._may_read(namespace, standing):
+            recoverable_since = None  # it can't even say what it has seen: that would be reading the past
+        else:
+            recoverable_since = command.since
+        answer = self._joined(command, recoverable_since, recoverable, now)
         if command.insist and command.since is not None and not answer.recovered:
             return Refused(Refusal.UNRECOVERABLE)
         told = command.joins is not None and (limits.insecure or may(namespace.allow_presence, standing))
@@ -174,8 +179,15 @@ class Steps:
         """Take a subscriber out of a room, and tell the others, if they know of it."""
         room = self._rooms.get(name)
         known_as = room.member(subscriber) if room is not None and subscriber in room.announced else None
-        if self._rooms.unsubscribe(subscriber, name) and known_as is not None and name in self._rooms:
+        if self.take_out(subscriber, name) and known_as is not None and name in self._rooms:
             self._waiting.add(name, Presence(name, known_as, joined=False))
+
+    def take_out(self, subscriber: Subscriber, name: str) -> bool:
+        """Take a subscriber out of a room without a word; False if it wasn't there."""
+        was_there = self._rooms.unsubscribe(subscriber, name)
+        if name not in self._rooms:
+            self._waiting.take(name)  # it is for nobody: not for who opens the room anew either
+        return was_there
 
     def read_history(self, command: ReadHistory, now: float) -> Answer:
         """Read what is kept of a room."""
@@ -218,9 +230,11 @@ class Steps:
         room = self._rooms.get(command.room)
         return Present([room.member(subscriber) for subscriber in room.subscribers()] if room is not None else [])
 
-    def _joined(self, command: Subscribe, recoverable: bool, now: float) -> Subscribed:
+    def _may_read(self, namespace: Namespace, standing: Standing) -> bool:
+        return self._settings.insecure or may(namespace.allow_history, standing)
+
+    def _joined(self, command: Subscribe, since: Position | None, recoverable: bool, now: float) -> Subscribed:
         """Return what the newcomer is given of the past."""
-        since = command.since
         if since is None or not recoverable:
             past = self._engine.recent(command.room, command.history, now)
             return Subscribed(past.position, past.publications)
@@ -229,7 +243,7 @@ class Steps:
         missed = recover(past.position, past.publications, since)
         return Subscribed(past.position, missed or (), recovered=missed is not None)
 
-    def _passing(self, command: Publish, now: float) -> Publication:
+    def _passing(self, command: Publish, publisher: Member | None, now: float) -> Publication:
         """Return a publication that isn't kept: its place is that of the last one that is."""
         top = self._engine.read(command.room, now).position
         return Passing(
@@ -240,7 +254,7 @@ class Steps:
             command.kind,
             now,
             stored=False,
-            publisher=command.publisher,
+            publisher=publisher,
             tags=command.tags,
         )
 

@@ -5,7 +5,7 @@ connection waits, and goes on with what `then` makes of the verdict.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -74,8 +74,14 @@ class Unanswered(msgspec.Struct, frozen=True):
 
 
 Verdict: TypeAlias = Allowed | Denied | Dismissed | Unanswered
-Asker: TypeAlias = Callable[[Question], Awaitable[Verdict]]
-"""Has a question answered, while its caller waits: never longer than its hook is given. Raises nothing."""
+
+
+class Asker(Protocol):
+    """Has a question answered, while its caller waits: never longer than its hook is given. Raises nothing."""
+
+    def __call__(self, question: Question, address: str = "") -> Awaitable[Verdict]:
+        """Return the verdict; `address` is the client's, so that none of them takes all the back end's time."""
+        ...
 
 
 Asks: TypeAlias = Callable[[Asked, str], bool]

@@ -52,8 +52,11 @@ class Subscriber(Protocol):
         """How others see it."""
         ...
 
-    def introduce(self, member: Member) -> None:
-        """Be seen like this by others, from now on; the user is the same once it has joined a room."""
+    def introduce(self, member: Member) -> bool:
+        """Be seen like this by others, from now on; the user is the same once it has joined a room.
+
+        False if there is one too many of that user: then it ends.
+        """
         ...
 
     def offer(self, data: bytes, frames: int) -> None:

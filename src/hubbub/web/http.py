@@ -58,13 +58,21 @@ class Response(msgspec.Struct, frozen=True):
 
 
 class HttpError(Exception):
-    """The request can't be answered as asked; `response` says why."""
+    """The request can't be answered as asked; `response` says why.
+
+    `quoting` is what only the client is told: its own line, which may hold a key, isn't for the log.
+    """
 
     def __init__(
-        self, status: int, detail: str, headers: tuple[tuple[str, str], ...] = (), close: bool = False
+        self,
+        status: int,
+        detail: str,
+        headers: tuple[tuple[str, str], ...] = (),
+        close: bool = False,
+        quoting: str = "",
     ) -> None:
         super().__init__(detail)
-        body = f"{status} {HTTPStatus(status).phrase}: {detail}\n"
+        body = f"{status} {HTTPStatus(status).phrase}: {detail}{quoting}\n"
         self.response = Response(status, body.encode(), headers=headers, close=close)
 
 
@@ -200,10 +208,11 @@ class HttpConnection:
             try:
                 event = self._h11.next_event()
             except h11.RemoteProtocolError as error:
-                status, detail = error.error_status_hint, str(error)[:_DETAIL_CHARACTERS_MAX]
+                status = error.error_status_hint
+                detail, colon, line = str(error)[:_DETAIL_CHARACTERS_MAX].partition(": ")
                 if status == 431:
-                    detail = f"request head is over {self._settings.head_bytes_max} bytes"
-                raise HttpError(status, detail, close=True) from error
+                    detail, colon, line = f"request head is over {self._settings.head_bytes_max} bytes", "", ""
+                raise HttpError(status, detail, close=True, quoting=colon + line) from error
             if event is not h11.NEED_DATA:
                 return event
             if self._h11.they_are_waiting_for_100_continue:

@@ -33,7 +33,7 @@ from hubbub.dialects.centrifugo.tenure import Tenure
 from hubbub.model.command import Answer, Command, Refused, Reply, Subscribe, Subscribed, Tell
 from hubbub.model.end import Disconnect, End
 from hubbub.model.publication import Member, Position
-from hubbub.model.question import Ask, Asks
+from hubbub.model.question import Allowed, Ask, Asks
 from hubbub.model.subscriber import Loss, Subscriber
 
 PING_FRAME = encode_frame(TEXT, b"{}")
@@ -78,6 +78,7 @@ class CentrifugoConversation:
         "_replies",
         "access",
         "asks",
+        "by_back_end",
         "by_server",
         "member",
         "native_pings",
@@ -105,6 +106,7 @@ class CentrifugoConversation:
         self.native_pings = native_pings
         self.tenure = Tenure(settings, access)
         self.state = State.NEW
+        self.by_back_end: Allowed | None = None  # what it said of this connection
         self.by_server: frozenset[str] = frozenset()  # rooms in which it is because the server wants it there
         self._began_at = now
         self._introduced = False
@@ -209,10 +211,10 @@ class CentrifugoConversation:
         self.state = State.OVER
         return Tell(self.subscriber, lambda: self.subscriber.dismiss(disconnect), ends=True)
 
-    def introduce(self, user: str, info: bytes) -> None:
-        """Be that user, and be seen so by others."""
+    def introduce(self, user: str, info: bytes) -> bool:
+        """Be that user, and be seen so by others; False if the user has too many connections."""
         self.member = Member(user, self.member.client, info)
-        self.subscriber.introduce(self.member)
+        return self.subscriber.introduce(self.member)
 
     def carefully(self, number: int, make: Callable[[], Step]) -> Step:
         """Return what `make` makes, or what its refusal becomes.

@@ -13,6 +13,7 @@ import msgspec
 
 from hubbub import __version__
 from hubbub.auth.access import Credentials, Membership, memberships
+from hubbub.auth.permissions import Standing, may_subscribe
 from hubbub.auth.tokens import Grant, TokenError, TokenFault
 from hubbub.dialects.centrifugo import replies, requests
 from hubbub.dialects.centrifugo.codes import (
@@ -84,14 +85,16 @@ def _connected_by(talk: "Talk", number: int, body: requests.Connect, who: Creden
     except (msgspec.DecodeError, RoomNameError, TokenError) as error:
         raise FatalError(End.UNANSWERED, f"the back end's answer: {error}") from error
     ends_at = who.ends_at if allowed.ends_at is None else allowed.ends_at
+    talk.by_back_end = allowed
     known = Credentials(who.user or allowed.user, allowed.info or who.info, ends_at, rooms)
     return _enter(talk, number, body, known, allowed.data)
 
 
 def _enter(talk: "Talk", number: int, body: requests.Connect, who: Credentials, data: bytes) -> Command:
+    if not talk.introduce(who.user, who.info):
+        return talk.over(End.TOO_MANY_OF_USER)
     talk.ready()
     talk.tenure.ends_at = who.ends_at
-    talk.introduce(who.user, who.info)
     returning = body.subs or {}
     wanted = [_subscription(talk, room, returning.get(room), of_server=member) for room, member in who.rooms.items()]
     reply = partial(_answer_connect, talk, number, returning, who.rooms, data, wanted)
@@ -135,10 +138,18 @@ def subscribe(talk: "Talk", number: int, body: requests.Subscribe) -> Command | 
     """Join a room."""
     room = room_of(body.channel)
     who = _read_room_token(talk, body.token, room) if body.token else Credentials()
-    if talk.asks("subscribe", room):
+    if talk.asks("subscribe", room) and _might_join(talk, room, by_token=bool(body.token)):
         question = _question(talk, "subscribe", room, requests.compact(body.data))
         return Ask(question, partial(_after, talk, number, partial(_granted, talk, number, room, body, who)))
     return _join(talk, number, room, body, who, b"")
+
+
+def _might_join(talk: "Talk", room: str, *, by_token: bool) -> bool:
+    """Whether it makes sense to ask the back end: the hub, which decides, won't refuse for who it is."""
+    namespace = talk.settings.namespace(room)
+    if namespace is None or talk.settings.insecure:
+        return namespace is not None
+    return may_subscribe(namespace.allow_subscribe, room, Standing(talk.member.user, by_token=by_token))
 
 
 def _granted(
@@ -281,8 +292,10 @@ def refresh(talk: "Talk", number: int, body: requests.Refresh) -> Command:
         raise RefusedError(STILL_EXPIRED) from error
     if who.user != talk.member.user:
         raise FatalError(End.INVALID_TOKEN, "the new token is for another user")
-    talk.extend(who.ends_at, who.info)
-    result = {"client": talk.member.client, "version": __version__, **talk.tenure.lifetime(who.ends_at)}
+    said = talk.by_back_end or Allowed()  # has the last word
+    ends_at = min((time for time in (who.ends_at, said.ends_at) if time is not None), default=None)
+    talk.extend(ends_at, b"" if said.info else who.info)
+    result = {"client": talk.member.client, "version": __version__, **talk.tenure.lifetime(ends_at)}
     return Tell(talk.subscriber, lambda: talk.say(number, b"refresh", msgspec.json.encode(result)))
 
 
