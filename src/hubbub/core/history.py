@@ -65,7 +65,11 @@ class History:
         tags: Mapping[str, str] | None = None,
     ) -> Publication:
         """Accept `data` as the next publication and return it; then drop the oldest beyond the bounds."""
-        return self.append_all((data,), kind, publisher, now, size_max=size_max, bytes_max=bytes_max, tags=tags)[0]
+        self._offset = offset = self._offset + 1
+        self.touched = now
+        publication = Publication(self.room, self.epoch, offset, data, kind, now, size_max > 0, publisher, tags)
+        self._keep((publication,), size_max, bytes_max)
+        return publication
 
     def append_all(
         self,
@@ -76,25 +80,16 @@ class History:
         *,
         size_max: int,
         bytes_max: int,
-        tags: Mapping[str, str] | None = None,
     ) -> list[Publication]:
         """As `append`, for several, one after the other."""
         first, stored = self._offset + 1, size_max > 0
         self._offset += len(messages)
         self.touched = now
         publications = [
-            Publication(self.room, self.epoch, offset, data, kind, now, stored, publisher, tags)
+            Publication(self.room, self.epoch, offset, data, kind, now, stored, publisher)
             for offset, data in enumerate(messages, first)
         ]
-        if not stored:
-            self.clear()  # what it stored before it was told to store nothing doesn't go up to the top any more
-            return publications
-        if not self._bytes:
-            self._publications = deque()
-        self._publications.extend(publications)
-        self._bytes += sum(map(_size, publications))
-        while len(self._publications) > size_max or self._bytes > bytes_max:
-            self._drop_oldest()
+        self._keep(publications, size_max, bytes_max)
         return publications
 
     def recent(self, limit: int) -> list[Publication]:
@@ -124,6 +119,22 @@ class History:
         """Drop everything."""
         self._publications = NOTHING
         self._bytes = 0
+
+    def _keep(self, publications: Sequence[Publication], size_max: int, bytes_max: int) -> None:
+        if size_max <= 0:
+            self.clear()  # what it stored before it was told to store nothing doesn't go up to the top any more
+            return
+        if not self._bytes:
+            self._publications = deque()
+        stored, size = self._publications, self._bytes
+        for publication in publications:
+            stored.append(publication)
+            size += _size(publication)
+        while len(stored) > size_max or size > bytes_max:
+            size -= _size(stored.popleft())
+        self._bytes = size
+        if not size:
+            self._publications = NOTHING
 
     def _between(self, start: int, stop: int) -> list[Publication]:
         """Return the stored publications from one place to another, walking there from the nearer end."""

@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
 from hubbub.config import Settings
+from hubbub.config_types import Namespace
 from hubbub.core.history import PUBLICATION_OVERHEAD_BYTES, History
 from hubbub.engines.base import EngineStatistics, Slice
 from hubbub.model.publication import Kind, Member, Publication
@@ -94,30 +95,31 @@ class MemoryEngine:
         tags: Mapping[str, str] | None = None,
     ) -> Publication:
         """Accept a publication: give it its offset and keep it within the room's bounds."""
-        return self._append(room, (data,), kind, now, publisher, tags)[0]
+        history, order = self._histories.get(room) or self._open(room, now)
+        bounds = self._settings.namespace(room) or self._settings
+        before = history.size_bytes
+        publication = history.append(
+            data, kind, publisher, now, size_max=bounds.history_size, bytes_max=bounds.history_bytes_max, tags=tags
+        )
+        self._grown(history, order, before, bounds, now)
+        return publication
 
     def append_all(
         self, room: str, messages: Sequence[bytes], kind: Kind, now: float, publisher: Member | None = None
     ) -> list[Publication]:
         """Accept several publications, one after the other."""
-        return self._append(room, messages, kind, now, publisher, None)
-
-    def _append(
-        self,
-        room: str,
-        messages: Sequence[bytes],
-        kind: Kind,
-        now: float,
-        publisher: Member | None,
-        tags: Mapping[str, str] | None,
-    ) -> list[Publication]:
         history, order = self._histories.get(room) or self._open(room, now)
-        settings = self._settings
-        bounds = settings.namespace(room) or settings
+        bounds = self._settings.namespace(room) or self._settings
         before = history.size_bytes
         publications = history.append_all(
-            messages, kind, publisher, now, size_max=bounds.history_size, bytes_max=bounds.history_bytes_max, tags=tags
+            messages, kind, publisher, now, size_max=bounds.history_size, bytes_max=bounds.history_bytes_max
         )
+        self._grown(history, order, before, bounds, now)
+        return publications
+
+    def _grown(self, history: History, order: Order, before: int, bounds: Namespace, now: float) -> None:
+        """Account for what was added to a history that stored so many bytes before."""
+        room = history.room
         order.idle.move_to_end(room)
         if before and history.size_bytes:
             history.expire(now - bounds.history_seconds_max)
@@ -125,9 +127,8 @@ class MemoryEngine:
             self._bytes += history.size_bytes - before
         else:
             self._count(history, order, before)
-        if self._bytes > settings.histories_bytes_max:
-            self._shrink(LOOKS_MAX + sum(map(len, messages)) // PUBLICATION_OVERHEAD_BYTES)
-        return publications
+        if self._bytes > self._settings.histories_bytes_max:
+            self._shrink(LOOKS_MAX + max(0, history.size_bytes - before) // PUBLICATION_OVERHEAD_BYTES)
 
     def read(self, room: str, now: float, since: int | None = None, limit: int = 0, reverse: bool = False) -> Slice:
         """Return at most `limit` publications that aren't too old, and the room's top; a new room gets its epoch.

@@ -68,7 +68,9 @@ class Steps:
         room, key = command.room, command.idempotency_key
         if (namespace := self._settings.namespace(room)) is None:
             return Refused(Refusal.UNKNOWN_NAMESPACE)
-        who, asker, opened = level(namespace.allow_publish, room), command.asker, self._rooms.get(room)
+        who, asker, opened = namespace.allow_publish, command.asker, self._rooms.get(room)
+        if who != "subscribers":  # the default: a call less
+            who = level(who, room)
         if who != "anonymous" and asker is not None:
             is_in = opened is not None and asker in opened
             if not (is_in and who == "subscribers") and not self._may(who, asker, room):
