@@ -105,6 +105,9 @@ class PipeTransport:
     def peer_left(self) -> bool:
         return self.inbound.ended or self.inbound.broken
 
+    def is_broken(self) -> bool:
+        return self.inbound.broken
+
     def unsent_bytes(self) -> int:
         return len(self.outbound)
 

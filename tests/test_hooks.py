@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from structlog.testing import capture_logs
@@ -400,6 +400,7 @@ ANSWERS = st.dictionaries(st.sampled_from(["result", "error", "disconnect"]), PA
 
 
 @given(st.sampled_from(list(QUESTIONS)), ANSWERS, st.sampled_from([None, 1, "\t"]))
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 def test_any_answer(what: Asked, answer: object, indent: int | str | None) -> None:
     """It has a meaning or it hasn't; what is passed on is JSON on one line."""
     try:

@@ -145,7 +145,7 @@ class Connection:
             services.occupancy,
             settings,
             partial(services.ask, address=self.peer),
-            transport.peer_left,
+            transport,
             services.count_pause,
             self.end,
         )
@@ -172,7 +172,7 @@ class Connection:
         if self.ended is None:
             self.ended, self.detail = end, detail
             self.wire.end()
-            self.session.end()
+            self.session.end(by_peer=end in (End.PEER_CLOSED, End.PEER_LEFT))
             self._scope.cancel()
             if end is End.SLOW_CONSUMER:
                 waiting = self.outbox.bytes_queued

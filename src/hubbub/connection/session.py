@@ -12,12 +12,14 @@ Rules:
 3. One answer at a time, where it may be large: who comes back to a hundred rooms gets the second history when the
    first has left. So its outbox isn't filled by what it has asked for itself.
 4. Where the back end is to be asked first, only this connection waits for its answer: what the peer says later is
-   carried out later. When the connection ends, or the peer has left, nobody is asked any more, and the rest of that
-   message is dropped: nothing of it overtakes what was to be asked.
+   carried out later. When the connection ends by us, or is broken, nobody is asked any more; when the peer has left
+   in order, what it had said is asked about for `close_seconds_max`. The rest of that message is dropped: nothing of
+   it overtakes what was to be asked.
 5. A peer that is over its rates for `rate_seconds_max` on end is disconnected.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -25,6 +27,7 @@ import trio
 
 from hubbub.config import Settings
 from hubbub.connection.outbox import Outbox
+from hubbub.connection.transport import Transport
 from hubbub.core.rate import Bucket
 from hubbub.dialects.base import Conversation
 from hubbub.hub.inbox import Inbox
@@ -58,7 +61,7 @@ class Session:
         occupancy: how many are in a room.
         settings: the rates.
         ask: has the back end answer a question.
-        peer_left: whether nobody is there any more.
+        transport: the peer's: whether it is still there.
         on_pause: called each time that the rates make it pause.
         on_end: called when the connection must end.
     """
@@ -66,18 +69,21 @@ class Session:
     __slots__ = (
         "_answered",
         "_ask",
+        "_asking",
         "_bytes",
         "_conversation",
         "_inbox",
+        "_left_at",
+        "_may_ask",
         "_occupancy",
         "_on_end",
         "_on_pause",
         "_outbox",
         "_paced",
         "_pause",
-        "_peer_left",
         "_publications",
         "_settings",
+        "_transport",
         "handing_over",
     )
 
@@ -89,7 +95,7 @@ class Session:
         occupancy: Callable[[str], int],
         settings: Settings,
         ask: Asker,
-        peer_left: Callable[[], bool],
+        transport: Transport,
         on_pause: Callable[[], None],
         on_end: Callable[[End], None],
     ) -> None:
@@ -100,7 +106,10 @@ class Session:
         self._occupancy = occupancy
         self._settings = settings
         self._ask = ask
-        self._peer_left = peer_left
+        self._transport = transport
+        self._may_ask = True
+        self._asking: trio.CancelScope | None = None  # around the question that is under way
+        self._left_at: float | None = None  # when the peer was found to have left in order
         self._on_pause = on_pause
         self._on_end = on_end
         self._publications = Bucket(settings.publications_per_second_max, settings.publications_burst_max, now)
@@ -171,22 +180,30 @@ class Session:
             await self._wait(seconds)
             self.handing_over = False
 
-    def end(self) -> None:
+    def end(self, by_peer: bool) -> None:
         """Pause no longer: the connection is ending, and its input must be read to its end."""
         self._paced = False
+        if by_peer:
+            self._left_at = trio.current_time()
+        else:
+            self._may_ask = False
+            if self._asking is not None:
+                self._asking.cancel()
         if self._pause is not None:
             self._pause.cancel()
 
     async def _permitted(self, step: Ask) -> Command | None:
         """Return what the back end lets a step become; None if nobody waits for that any more."""
-        if not self._paced:
+        if self._transport.is_broken():
+            self._on_end(End.PEER_RESET)
+        if self._left_at is None and self._transport.peer_left():
+            self._left_at = trio.current_time()
+        deadline = math.inf if self._left_at is None else self._left_at + self._settings.close_seconds_max
+        if not self._may_ask or trio.current_time() >= deadline:
             return None
-        if self._peer_left():
-            self._on_end(End.PEER_LEFT)
-            return None
-        with trio.CancelScope() as self._pause:
+        with trio.CancelScope() as self._asking:
             verdict = await self._ask(step.question)
-        was_cancelled, self._pause = self._pause.cancelled_caught, None
+        was_cancelled, self._asking = self._asking.cancelled_caught, None
         if was_cancelled:
             return None
         command = step.then(verdict)

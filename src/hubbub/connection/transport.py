@@ -69,7 +69,11 @@ class Transport(Protocol):
         ...
 
     def peer_left(self) -> bool:
-        """Return whether the peer has said that nothing more comes, or is gone, behind whatever hasn't been read."""
+        """Return whether the peer has said that nothing more comes, behind whatever hasn't been read; or is gone."""
+        ...
+
+    def is_broken(self) -> bool:
+        """Return whether the peer is gone, so that nothing can be sent to it."""
         ...
 
     def close_forcefully(self) -> None:
@@ -128,7 +132,11 @@ class TcpTransport:
 
     def peer_left(self) -> bool:
         """Ask the kernel."""
-        return _has_left(self._socket)
+        return _is_so(self._socket, _BROKEN | _LEFT)
+
+    def is_broken(self) -> bool:
+        """Ask the kernel."""
+        return _is_so(self._socket, _BROKEN)
 
     def close_forcefully(self) -> None:
         """Close the socket; with unread input the kernel resets the connection."""
@@ -190,7 +198,11 @@ class TlsTransport:
 
     def peer_left(self) -> bool:
         """Ask the kernel."""
-        return _has_left(self._socket)
+        return _is_so(self._socket, _BROKEN | _LEFT)
+
+    def is_broken(self) -> bool:
+        """Ask the kernel."""
+        return _is_so(self._socket, _BROKEN)
 
     def close_forcefully(self) -> None:
         """Close the socket under the TLS session."""
@@ -214,13 +226,14 @@ def _unacknowledged(connected: socket.socket) -> int:
     return int.from_bytes(answer, "little")
 
 
-_LEFT = select.POLLERR | select.POLLHUP | getattr(select, "POLLRDHUP", 0)
+_BROKEN = select.POLLERR | select.POLLHUP
+_LEFT = getattr(select, "POLLRDHUP", 0)  # Linux
 
 
-def _has_left(connected: socket.socket) -> bool:
+def _is_so(connected: socket.socket, events: int) -> bool:
     poll = select.poll()
     try:
-        poll.register(connected, _LEFT)
-        return bool(poll.poll(0))
+        poll.register(connected, events)
+        return any(found & events for _, found in poll.poll(0))
     except (OSError, ValueError):
         return True  # closed

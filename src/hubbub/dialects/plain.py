@@ -15,6 +15,7 @@ from functools import partial
 import msgspec
 
 from hubbub.auth.access import Credentials
+from hubbub.auth.permissions import Standing, may_subscribe
 from hubbub.core.frames import BINARY, PING, TEXT, encode_frame
 from hubbub.model.command import Command, Publish, PublishRun, Refusal, Refused, Reply, Subscribe, Tell
 from hubbub.model.end import Disconnect, End
@@ -109,7 +110,8 @@ class PlainConversation:
         join = Subscribe(self._subscriber, self.room, reply, history=self._history)
         if self._asks("connect", self.room):
             yield Ask(self._question("connect", ""), self._connected)
-        if self._asks("subscribe", self.room):
+        might = may_subscribe("anonymous", self.room, Standing(self.member.user))  # or the hub will refuse anyway
+        if might and self._asks("subscribe", self.room):
             yield Ask(self._question("subscribe", self.room), partial(self._granted, join))
         else:
             yield join

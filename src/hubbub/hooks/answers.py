@@ -104,7 +104,7 @@ def _dismissed(disconnect: _Disconnect) -> Dismissed:
 def _denied(error: _Error) -> Denied:
     if error.code not in PROTOCOL_ERRORS and error.code not in OWN_ERRORS:
         raise HookError("its answer: an error's code; allowed: 100 to 112, 400 to 1999")
-    return Denied(error.code, error.message or "", error.temporary or False)
+    return Denied(error.code, (error.message or "")[:MESSAGE_CHARACTERS_MAX], error.temporary or False)
 
 
 def _allowed(what: Asked, result: bytes, settings: Settings, clocks: float) -> Allowed:
@@ -118,6 +118,8 @@ def _allowed(what: Asked, result: bytes, settings: Settings, clocks: float) -> A
         ends_at=who.expire_at + clocks if who.expire_at else None,
     )
     if isinstance(who, _Connect):
+        if len(who.user or "") > USER_CHARACTERS_MAX:
+            raise HookError(f"its answer: a user of over {USER_CHARACTERS_MAX} characters")
         allowed = msgspec.structs.replace(allowed, user=who.user or "", rooms=_rooms(who, settings))
     return allowed
 

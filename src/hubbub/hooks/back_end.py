@@ -79,7 +79,9 @@ class BackEnd:
         try:
             return await trio.to_thread.run_sync(httpx.create_ssl_context)
         except OSError as error:
-            log.error("hooks can't be called: the certificates of authorities can't be read", why=str(error))
+            log.error(
+                "no hook can be called: the authorities' certificates can't be read; see SSL_CERT_FILE", why=str(error)
+            )
             return None
 
     async def post(self, url: str, body: bytes) -> Answer:

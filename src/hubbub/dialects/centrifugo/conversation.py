@@ -191,8 +191,9 @@ class CentrifugoConversation:
         return Subscribe(self.subscriber, room, told, since=since, joins=False, by_server=True, info=info)
 
     def extend(self, ends_at: float | None, info: bytes) -> None:
-        """Let it be until then."""
+        """Let it be until then: the back end has the last word."""
         self.tenure.ends_at = ends_at
+        self.by_back_end = Allowed(info=info or (self.by_back_end or Allowed()).info, ends_at=ends_at)
         if info:
             self.introduce(self.member.user, info)
 

@@ -155,8 +155,8 @@ def _might_join(talk: "Talk", room: str, *, by_token: bool) -> bool:
 def _granted(
     talk: "Talk", number: int, room: str, body: requests.Subscribe, who: Credentials, allowed: Allowed
 ) -> Command:
-    ends_at = who.ends_at if allowed.ends_at is None else allowed.ends_at
-    who = Credentials(who.user, allowed.info or who.info, ends_at)
+    talk.tenure.bind(room, allowed.ends_at)
+    who = Credentials(who.user, allowed.info or who.info, talk.tenure.bounded(room, who.ends_at))
     return _join(talk, number, room, body, who, allowed.data)
 
 
@@ -294,7 +294,9 @@ def refresh(talk: "Talk", number: int, body: requests.Refresh) -> Command:
         raise FatalError(End.INVALID_TOKEN, "the new token is for another user")
     said = talk.by_back_end or Allowed()  # has the last word
     ends_at = min((time for time in (who.ends_at, said.ends_at) if time is not None), default=None)
-    talk.extend(ends_at, b"" if said.info else who.info)
+    talk.tenure.ends_at = ends_at
+    if who.info and not said.info:
+        talk.introduce(who.user, who.info)
     result = {"client": talk.member.client, "version": __version__, **talk.tenure.lifetime(ends_at)}
     return Tell(talk.subscriber, lambda: talk.say(number, b"refresh", msgspec.json.encode(result)))
 
@@ -312,6 +314,7 @@ def sub_refresh(talk: "Talk", number: int, body: requests.Refresh) -> Command:
         raise
     if room not in talk.tenure.rooms:
         raise RefusedError(PERMISSION_DENIED.because("there is no subscription to it that expires"))
+    ends_at = talk.tenure.bounded(room, ends_at)
     talk.tenure.set_room(room, ends_at)
     content = msgspec.json.encode(talk.tenure.lifetime(ends_at))
     return Tell(talk.subscriber, lambda: talk.say(number, b"sub_refresh", content))
