@@ -17,7 +17,7 @@ import trio
 
 from hubbub.core.frames import BINARY, CLOSE, CONTINUATION, FIN, MASKED, PING, PONG, TEXT
 from hubbub.dialects.plain import PlainConversation
-from hubbub.model.command import Command
+from hubbub.model.command import Command, PublishRun
 from hubbub.model.end import End
 from hubbub.model.question import Ask
 from peers import (
@@ -362,12 +362,17 @@ class Bystanders:
 
 async def test_nothing_is_left_of_a_thousand_connections_that_a_dialect_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception in a dialect's code ends its connection with 1011, whichever task it was raised in."""
-    receive = PlainConversation.receive
+    receive, receive_run = PlainConversation.receive, PlainConversation.receive_run
 
     def fail_sometimes(self: PlainConversation, data: bytes, binary: bool) -> Sequence[Command | Ask]:
         if data == b"boom":
             raise ZeroDivisionError("boom")
         return receive(self, data, binary)
+
+    def fail_in_a_run(self: PlainConversation, messages: Sequence[bytes], binary: bool) -> PublishRun | None:
+        if b"boom" in messages:
+            raise ZeroDivisionError("boom")
+        return receive_run(self, messages, binary)
 
     async def visit(visit: Visit) -> None:
         async with visit.arrive() as (_, peer):
@@ -379,6 +384,7 @@ async def test_nothing_is_left_of_a_thousand_connections_that_a_dialect_fails(mo
             await _expect_close(peer, 1011)
 
     monkeypatch.setattr(PlainConversation, "receive", fail_sometimes)
+    monkeypatch.setattr(PlainConversation, "receive_run", fail_in_a_run)
     async with open_server(tls=None, **SETTINGS) as server:
 
         async def read_metrics() -> dict[str, float]:

@@ -153,7 +153,12 @@ class Session:
 
     async def receive_run(self, messages: Sequence[bytes], binary: bool) -> None:
         """Take several messages that came at once, as one command if they can be one; waits as the rules say."""
-        run = self._conversation.receive_run(messages, binary)
+        try:
+            run = self._conversation.receive_run(messages, binary)
+        except Exception:
+            log.exception("connection ended by an internal error")
+            self._on_end(End.INTERNAL_ERROR)
+            return
         if run is None:
             for message in messages:
                 await self.receive(message, binary)
