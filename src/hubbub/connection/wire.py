@@ -54,6 +54,9 @@ from hubbub.model.end import End
 RECEIVE_BYTES = 64 * 1024
 """What is read at a time."""
 
+RUN_MESSAGE_BYTES_MAX = 1024
+"""Longer messages are handed over one by one: they cost by their bytes, and a reader that waits would hold more."""
+
 _TEXT_WHOLE = FIN | TEXT
 _BINARY_WHOLE = FIN | BINARY
 _PING = FIN | PING
@@ -339,9 +342,10 @@ def _ordinary(data: bytes, start: int, stop: int, first: int) -> bytes | None:
 def _run_of(data: bytes, at: int, first: int, most: int, bytes_max: int) -> tuple[list[bytes], int]:
     """Return the payloads of the ordinary messages, all of that kind, that follow at `at`, and where they stop.
 
-    At most `most` of at most `bytes_max` each. Whatever else there is, is left for a closer look.
+    At most `most` of at most `bytes_max` each, and only short ones. Whatever else there is, is left for a closer look.
     """
     run: list[bytes] = []
+    bytes_max = min(bytes_max, RUN_MESSAGE_BYTES_MAX)
     end = len(data)
     while len(run) < most and at < end and data[at] == first:
         try:
