@@ -17,6 +17,7 @@ import msgspec
 import trio
 
 from hubbub.config import Settings
+from hubbub.connection.poller import open_poller
 from hubbub.daemon import Running, serve_socket
 from hubbub.listen import open_listeners, run_accept_loop
 from hubbub.node import Node, open_node
@@ -57,8 +58,8 @@ async def open_server(*, tls: ssl.SSLContext | None = None, **overrides: object)
     (listener,) = open_listeners("127.0.0.1", 0)
     running = Running(settings, tls, lambda: settings)
     slots = trio.Semaphore(settings.connections_max + settings.connections_spare)
-    with listener:
-        async with open_node(settings, random.Random(0)) as (node, connections):
+    with listener, contextlib.nullcontext() if tls else open_poller() as poller:
+        async with open_node(settings, random.Random(0), poller) as (node, connections):
 
             def start(connected: socket.socket, peer: str) -> None:
                 connections.start_soon(serve_socket, node, running, slots, connected, peer)

@@ -38,7 +38,8 @@ WAITS = {
     "hub.task._hand_out_all": {"_hand_out"},
     "hub.task._hand_out": {"checkpoint"},
     # Readers wait for room in the inbox; the hub for something in it.
-    "hub.inbox.Inbox.put": {"park", "send"},
+    "hub.inbox.Inbox.put": {"_park", "send"},
+    "hub.inbox.Inbox._park": {"park"},
     "hub.inbox.Inbox.take": {"receive"},
     # The reader: for the peer, for the 101, and for the session, which waits for the inbox.
     "connection.session.Session.receive": {"_answer_of", "_permitted", "_put_question", "_wait", "put"},
@@ -65,6 +66,10 @@ WAITS = {
     "connection.wire.Wire.send_all": {"checkpoint", "flushed"},
     "connection.wire.Wire.wait_send_all_might_not_block": {"checkpoint"},
     "connection.wire.Wire.aclose": {"checkpoint"},
+    # What is read for a task that waits: for the peer.
+    "connection.poller.Inlet.receive_some": {"_wait", "checkpoint"},
+    "connection.poller.Inlet._wait": {"wait_task_rescheduled"},
+    "connection.poller.Poller.run": {"_until_ready"},
     # The writer: for the transport.
     "connection.outbox.Outbox._run_writer": {"_write"},
     "connection.outbox.Outbox._write": {"send_some"},

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import trio
 
-from bounded_pipes import PipeStream, make_pipe
+from bounded_pipes import PipeStream, make_pipe, make_watch
 from hubbub.config import Settings
 from hubbub.core.frames import CLOSE, CONTINUATION, PING, TEXT
 from hubbub.node import Node, open_node
@@ -208,8 +208,9 @@ def run_life(life: Life, way: str, schedule: int, at: int | None) -> int:
 
     async def main() -> None:
         rng = random.Random(1)
-        async with open_node(SETTINGS, random.Random(2)) as (node, connections):
-            transport, bystanders_stream = make_pipe(rng)
+        watch = make_watch(rng)
+        async with open_node(SETTINGS, random.Random(2), watch.poller) as (node, connections):
+            transport, bystanders_stream = make_pipe(rng, watch=watch)
             connections.start_soon(node.front_door.serve, transport, "bystander", "localhost")
             bystander = Bystander(await shake_hands(bystanders_stream, handshake()))
             async with trio.open_nursery() as nursery:
@@ -218,7 +219,7 @@ def run_life(life: Life, way: str, schedule: int, at: int | None) -> int:
                 await trio.testing.wait_all_tasks_blocked()
                 tasks, left = _tasks(), leftovers(node)
 
-                transport, stream = make_pipe(rng, capacity=1024)
+                transport, stream = make_pipe(rng, 1024, watch)
                 scope = trio.CancelScope()
                 moments.strike = {"cancel": scope.cancel, "reset": stream.reset, "end": stream.end}[way]
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from bounded_pipes import PipeStream, make_pipe
+from bounded_pipes import PipeStream, Watch, make_pipe, make_watch
 from hubbub.config import Settings
 from hubbub.core.frames import CLOSE, FIN, PING, PONG
 from hubbub.dialects.plain import PING_FRAME
@@ -30,10 +30,11 @@ class House(msgspec.Struct):
 
     node: Node
     connections: trio.Nursery
+    watch: Watch
 
     async def connect(self, path: str = "/chat", capacity: int = 4096) -> tuple[Peer, PipeStream]:
         """Return a new client and its side of the pipe."""
-        transport, stream = make_pipe(random.Random(0), capacity)
+        transport, stream = make_pipe(random.Random(0), capacity, self.watch)
         self.connections.start_soon(self.node.front_door.serve, transport, "test", "localhost")
         return await shake_hands(stream, handshake(path)), stream
 
@@ -55,8 +56,9 @@ async def open_house(seed: int = 0, **overrides: object) -> AsyncIterator[House]
         "linger_seconds_max": 0.5,
     }
     settings = Settings(**{**limits, **overrides})  # type: ignore[arg-type]
-    async with open_node(settings, random.Random(seed)) as (node, connections):
-        yield House(node, connections)
+    watch = make_watch(random.Random(seed))
+    async with open_node(settings, random.Random(seed), watch.poller) as (node, connections):
+        yield House(node, connections, watch)
         connections.cancel_scope.cancel()
 
 

@@ -4,6 +4,7 @@ A failure names its seed. To see it again: `SIMULATION_SEED=<seed> python -m pyt
 (and `SIMULATION_PLAIN=1` if it was a world of plain clients only).
 """
 
+import contextlib
 import os
 import random
 from collections import Counter
@@ -18,6 +19,7 @@ import hubbub.hub.steps
 import hubbub.hub.task
 from hubbub.connection.connection import Connection
 from hubbub.connection.outbox import Outbox, State
+from hubbub.connection.poller import RECEIVE_BYTES, Inlet
 from hubbub.connection.wire import Wire
 from hubbub.core.idempotency import Results
 from hubbub.core.recovery import recover
@@ -149,6 +151,27 @@ def forget_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
 def overtake(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ordinary frames don't wait for messages that are on their way through trio-websocket."""
     monkeypatch.setattr(Wire, "under_way", property(lambda self: 0, lambda self, value: None), raising=False)
+
+
+def forget_edges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes while a task is busy isn't remembered (rule 4 of the poller)."""
+    on_ready = Inlet.on_ready
+    monkeypatch.setattr(Inlet, "on_ready", lambda self, events: self._waiting is not None and on_ready(self, events))
+
+
+def take_out_of_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes while a task is busy is taken at once (rule 2 of the poller)."""
+    on_ready = Inlet.on_ready
+
+    def mutant(self: Inlet, events: int) -> bool:
+        if self._waiting is None and self.take is not None and not self._may_have and not self._arrived:
+            with contextlib.suppress(OSError):
+                data = self._receive(RECEIVE_BYTES)
+                if data and not self.take(data):
+                    self._arrived = data
+        return on_ready(self, events)
+
+    monkeypatch.setattr(Inlet, "on_ready", mutant)
 
 
 def stop_within_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,6 +308,8 @@ MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
     (join_what_waits, "expected|beyond"),
     (forget_leaves, "subscriptions"),
     (overtake, "was due"),
+    (forget_edges, "ended by no_pong"),
+    (take_out_of_turn, "was due"),
     (stop_within_a_frame, "beginning of what was due|expected|begins with|another pong"),
     (never_look, "silent and still connected|not let go"),
     (join_after_opening, "expected|saw"),

@@ -9,7 +9,7 @@ import msgspec
 import trio
 import trustme
 
-from bounded_pipes import make_pipe
+from bounded_pipes import make_pipe, make_watch
 from hubbub.config import Settings
 from hubbub.node import Node, open_node
 from peers import ByteStream, Peer, connect, handshake, shake_hands
@@ -59,10 +59,11 @@ async def open_world(kind: str, **overrides: object) -> AsyncIterator[World]:
 async def _open_pipe_world(**overrides: object) -> AsyncIterator[World]:
     rng = random.Random(1)
     settings = Settings(**{**QUICK, **overrides})  # type: ignore[arg-type]
-    async with open_node(settings, random.Random(0)) as (node, connections):
+    watch = make_watch(rng)
+    async with open_node(settings, random.Random(0), watch.poller) as (node, connections):
 
         async def dial() -> ByteStream:
-            transport, stream = make_pipe(rng)
+            transport, stream = make_pipe(rng, watch=watch)
             connections.start_soon(node.front_door.serve, transport, "pipe", "localhost")
             return stream
 

@@ -289,11 +289,11 @@ class Settings(Namespace, kw_only=True):
         int,
         Meta(
             ge=0,
-            le=16,
-            description="Scheduler passes the hub waits for more commands before it handles a batch; few, as "
-            "each adds delay.",
+            le=64,
+            description="Looks at what else has come before the hub hands out, each only if the last one found "
+            "something: enough for 30 who all speak at once.",
         ),
-    ] = 2
+    ] = 16
 
     rooms_max: Annotated[
         Count, Meta(description="Rooms at once: ten for each connection of connections_max.", extra=_ROOMS)

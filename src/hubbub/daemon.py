@@ -27,8 +27,9 @@ from hubbub.auth.keys import KeyRing
 from hubbub.auth.proxies import is_loopback, is_trusted, parse_networks
 from hubbub.collector import tune_collector
 from hubbub.config import Settings, change
+from hubbub.connection.poller import open_poller
 from hubbub.connection.proxy_header import receive_proxy_header
-from hubbub.connection.transport import TcpTransport, TlsTransport
+from hubbub.connection.transport import TcpTransport, TlsTransport, Transport
 from hubbub.core.proxy_protocol import ProxyProtocolError
 from hubbub.listen import (
     API_CONNECTIONS_MAX,
@@ -74,7 +75,8 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
         running.addresses = [listener.getsockname()[0] for listener in listeners]
         check_open(settings, running.addresses)
         async with trio.open_nursery() as watching:
-            async with open_node(settings, random.Random()) as (node, connections):
+            poller = None if running.tls else listening_sockets.enter_context(open_poller())
+            async with open_node(settings, random.Random(), poller) as (node, connections):
 
                 def start(connected: socket.socket, peer: str) -> None:
                     connections.start_soon(serve_socket, node, running, slots, connected, peer)
@@ -168,10 +170,15 @@ async def serve_socket(
             local_address = connected.getsockname()[0]
             client = await client_by_proxy(node, connected, peer) if running.settings.proxy_protocol else peer
             if client is not None:
-                transport = TlsTransport(connected, running.tls) if running.tls else TcpTransport(connected)
+                transport = open_transport(node, running, connected)
                 await node.front_door.serve(transport, client, local_address)
     finally:
         slots.release()
+
+
+def open_transport(node: Node, running: Running, connected: socket.socket) -> Transport:
+    """Return what a connection is served over."""
+    return TlsTransport(connected, running.tls) if running.tls else TcpTransport(connected, node.poller)
 
 
 def open_side_doors(

@@ -2,6 +2,7 @@
 
     open_node
     ├─ hub task               the only task that changes rooms
+    ├─ poller                 reads what comes from all sockets
     ├─ heartbeat              one for all connections
     ├─ expiry                 one for all histories
     ├─ keys                   reads the key set at a URL, again and again
@@ -32,6 +33,7 @@ from hubbub.auth.tokens import Verifier
 from hubbub.config import Settings
 from hubbub.connection.heartbeat import run_heartbeat
 from hubbub.connection.outbox import OutboxTotal
+from hubbub.connection.poller import Poller
 from hubbub.connection.registry import Connections
 from hubbub.connection.services import Services
 from hubbub.connection.turnstile import Turnstile
@@ -40,7 +42,7 @@ from hubbub.engines.memory import MemoryEngine
 from hubbub.hooks.hooks import Hooks
 from hubbub.hub.inbox import Inbox
 from hubbub.hub.state import Hub
-from hubbub.hub.task import run_hub
+from hubbub.hub.task import let_others_run, run_hub
 from hubbub.model.end import End
 from hubbub.web.admission import Admission
 from hubbub.web.api.api import Api
@@ -64,10 +66,12 @@ class Node:
     Args:
         settings: every limit.
         rng: for epochs and jitter; tests seed it.
+        poller: of its connections' sockets; None where tasks wait for them by themselves.
     """
 
-    def __init__(self, settings: Settings, rng: random.Random) -> None:
+    def __init__(self, settings: Settings, rng: random.Random, poller: Poller | None) -> None:
         self.settings = settings
+        self.poller = poller
         self.hooks = Hooks(settings, rng)
         self.rooms = Rooms(self.hooks.notices)
         self.engine = MemoryEngine(settings, lambda: f"{rng.getrandbits(EPOCH_BITS):016x}", self.rooms.__contains__)
@@ -136,14 +140,18 @@ class Node:
 
 
 @contextlib.asynccontextmanager
-async def open_node(settings: Settings, rng: random.Random) -> AsyncIterator[tuple[Node, trio.Nursery]]:
+async def open_node(
+    settings: Settings, rng: random.Random, poller: Poller | None = None
+) -> AsyncIterator[tuple[Node, trio.Nursery]]:
     """Run a node's tasks; give the node and the nursery in which its transports are to be served.
 
     On leaving, the node drains: at most `drain_seconds_max`, then whoever is left is cut off.
     """
-    node = Node(settings, rng)
+    node = Node(settings, rng, poller)
     async with trio.open_nursery() as housekeeping:
-        housekeeping.start_soon(run_hub, node.hub, node.inbox, settings)
+        housekeeping.start_soon(run_hub, node.hub, node.inbox, settings, poller.look if poller else let_others_run)
+        if poller is not None:
+            housekeeping.start_soon(poller.run)
         housekeeping.start_soon(run_heartbeat, node.connections, settings)
         housekeeping.start_soon(run_expiry, node.hub, settings)
         housekeeping.start_soon(node.keys.run)

@@ -56,7 +56,8 @@ class Client:
         self.world = world
         self.name = name
         self.rng = rng
-        transport, self.stream = make_pipe(random.Random(rng.getrandbits(64)), rng.choice([64, 256, 1024, 4096]))
+        pipe_rng, capacity = random.Random(rng.getrandbits(64)), rng.choice([64, 256, 1024, 4096])
+        transport, self.stream = make_pipe(pipe_rng, capacity, world.watch)
         self.transport = transport
         self.attempted: list[Message] = []
         self.sent: list[tuple[Room, Message]] = []

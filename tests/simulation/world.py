@@ -35,6 +35,7 @@ import trio
 from trio._core import _run
 from trio.testing import MockClock
 
+from bounded_pipes import make_watch
 from hubbub.config import Settings
 from hubbub.config_types import Namespace
 from hubbub.model.command import (
@@ -234,6 +235,7 @@ class World:
         if self.mixed:
             add_namespaces(self.settings, self.mixed)
         self.rooms = {name: Room(name, self.settings.namespace(name) or self.settings) for name in names}
+        self.watch = make_watch(random.Random(f"poller {seed}"))
         self.calm = self.rng.choice([1, 2, 10])  # where little is said, who stalls isn't evicted first
 
     def _room_name(self, number: int) -> str:
@@ -255,7 +257,8 @@ class World:
         with trio.fail_after(1000):
             before = _tasks()
             async with trio.open_nursery() as self.nursery:
-                async with open_node(self.settings, random.Random(rng.getrandbits(64))) as (self.node, connections):
+                node_rng = random.Random(rng.getrandbits(64))
+                async with open_node(self.settings, node_rng, self.watch.poller) as (self.node, connections):
                     await trio.testing.wait_all_tasks_blocked()
                     base = _tasks()
                     self._record(self.node)

@@ -280,6 +280,7 @@ class Connection:
         """Let go of the parts, which refer back to the connection: what can be freed now needs no garbage collector."""
         if self._websocket is not None:
             break_cycle(self._websocket)
+        self._transport.set_taker(None)
         del self.conversation, self.offer, self.outbox, self.session, self.wire, self._nursery, self._websocket
 
     async def _join(self) -> Refused | None:
@@ -313,6 +314,7 @@ class Connection:
         )
         self._websocket = websocket = await request.accept(subprotocol=self._subprotocol)
         forget_handshake(websocket)
+        self._transport.set_taker(self.wire.take)
         return websocket
 
     async def _serve(self, websocket: trio_websocket.WebSocketConnection) -> None:

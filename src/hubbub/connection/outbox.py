@@ -214,8 +214,9 @@ class Outbox:
     def offer(self, data: bytes, frames: int = 1) -> None:
         """Take complete frames to be sent. Never waits, never raises; does nothing unless HELD or OPEN."""
         if self._direct:
+            send = self._send_bare  # in a local: Python's call of an attribute that isn't a method is slower
             try:
-                sent = self._send_bare(data)
+                sent = send(data)
             except (OSError, trio.BrokenResourceError) as error:
                 sent = 0
                 if not isinstance(error, BlockingIOError):

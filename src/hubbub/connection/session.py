@@ -151,6 +151,23 @@ class Session:
             self._on_end(End.INTERNAL_ERROR)
         self.handing_over = False
 
+    def receive_nowait(self, data: bytes, binary: bool) -> bool:
+        """Take one message if nobody has to wait for anything; else return False, having done nothing."""
+        command = self._conversation.receive_nowait(data, binary)
+        if command is None:
+            return False
+        weight = self._occupancy(command.room) / self._settings.rate_occupancy
+        if weight < 1.0:
+            weight = 1.0
+        size = len(data) * weight
+        if self._publications.spend_leased(weight):
+            if self._bytes.spend_leased(size):
+                if self._inbox.put_nowait(command):
+                    return True
+                self._bytes.spend_leased(-size)
+            self._publications.spend_leased(-weight)
+        return False
+
     async def receive_run(self, messages: Sequence[bytes], binary: bool) -> None:
         """Take several messages that came at once, as one command if they can be one; waits as the rules say."""
         try:

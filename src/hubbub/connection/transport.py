@@ -21,6 +21,8 @@ from typing import Protocol
 
 import trio
 
+from hubbub.connection.poller import Poller, Take
+
 TLS_PIECE_BYTES = 16 * 1024
 """One TLS record: what is handed to the library at a time, so that progress can be seen."""
 
@@ -60,6 +62,13 @@ class Transport(Protocol):
         """
         ...
 
+    def set_taker(self, take: Take | None) -> None:
+        """Have `take` deal with what arrives while somebody waits in `receive_some`, where that can be done at once.
+
+        It deals with all that it is given, or returns False and touches nothing: then `receive_some` returns it.
+        """
+        ...
+
     async def shutdown_send(self) -> None:
         """Tell the peer that nothing more comes; receiving goes on. Never raises."""
         ...
@@ -82,12 +91,19 @@ class Transport(Protocol):
 
 
 class TcpTransport:
-    """A connected, non-blocking stream socket, which it owns from here on."""
+    """A connected, non-blocking stream socket, which it owns from here on.
 
-    __slots__ = ("_socket", "send_bare")
+    Args:
+        connected: the socket.
+        poller: reads from it; None: its task waits for it by Trio.
+    """
 
-    def __init__(self, connected: socket.socket) -> None:
+    __slots__ = ("_inlet", "_poller", "_socket", "send_bare")
+
+    def __init__(self, connected: socket.socket, poller: Poller | None = None) -> None:
         self._socket = connected
+        self._poller = poller
+        self._inlet = poller.watch(connected.fileno(), connected.recv) if poller is not None else None
         self.send_bare: Callable[[bytes | memoryview], int] = connected.send  # 4 to 8 µs, nearly all the kernel's
 
     def send_nowait(self, data: bytes | memoryview) -> int:
@@ -111,6 +127,8 @@ class TcpTransport:
         """Wait first, then read: a read that fails costs as much as one that doesn't."""
         while True:
             try:
+                if self._inlet is not None:
+                    return await self._inlet.receive_some(bytes_max)
                 await trio.lowlevel.wait_readable(self._socket)
                 return self._socket.recv(bytes_max)
             except BlockingIOError:
@@ -119,6 +137,11 @@ class TcpTransport:
                 raise trio.BrokenResourceError("closed") from error
             except OSError as error:
                 raise trio.BrokenResourceError(str(error)) from error
+
+    def set_taker(self, take: Take | None) -> None:
+        """Where the poller reads."""
+        if self._inlet is not None:
+            self._inlet.take = take
 
     async def shutdown_send(self) -> None:
         """Send FIN after what the kernel still holds."""
@@ -141,6 +164,8 @@ class TcpTransport:
     def close_forcefully(self) -> None:
         """Close the socket; with unread input the kernel resets the connection."""
         if self._socket.fileno() >= 0:
+            if self._poller is not None:
+                self._poller.forget(self._socket.fileno())
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
 
@@ -183,6 +208,9 @@ class TlsTransport:
         stream = self._socket_stream if self._ended else self._stream
         with _broken_if_closed():
             return bytes(await stream.receive_some(bytes_max))
+
+    def set_taker(self, take: Take | None) -> None:
+        """Decrypting waits."""
 
     async def shutdown_send(self) -> None:
         """Send close_notify if the peer takes it soon, then FIN."""

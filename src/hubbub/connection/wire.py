@@ -24,11 +24,13 @@ RFC 6455 sections 5.2 to 5.5.
 """
 
 from collections.abc import Callable
+from itertools import takewhile
 
 import trio
 
 from hubbub.config import Settings
 from hubbub.connection.outbox import Outbox
+from hubbub.connection.poller import RECEIVE_BYTES
 from hubbub.connection.session import Session
 from hubbub.connection.transport import Transport
 from hubbub.connection.turnstile import Turnstile
@@ -46,13 +48,11 @@ from hubbub.core.frames import (
     MalformedFrameError,
     encode_frame,
     measure_client_frame,
+    read_run,
     unmask,
 )
 from hubbub.core.rate import Bucket
 from hubbub.model.end import End
-
-RECEIVE_BYTES = 64 * 1024
-"""What is read at a time."""
 
 RUN_MESSAGE_BYTES_MAX = 1024
 """Longer messages are handed over one by one: they cost by their bytes, and a reader that waits would hold more."""
@@ -80,6 +80,7 @@ class Wire(trio.abc.Stream):
     """
 
     __slots__ = (
+        "_calm",
         "_closed",
         "_control_frames",
         "_discarded_bytes",
@@ -123,6 +124,7 @@ class Wire(trio.abc.Stream):
         self._turnstile = turnstile
         self._on_end = on_end
         self._opening: trio.Event | None = trio.Event()  # until the 101 has been sent
+        self._calm = False  # nothing stands between an ordinary message and the session
         self._closed = False
         self._discarded_bytes = 0  # since the end
         self._short_way = True
@@ -143,6 +145,7 @@ class Wire(trio.abc.Stream):
     def end(self) -> None:
         """Discard data from here on: the connection is ending."""
         self._ending = True
+        self._calm = False
 
     # -- what trio-websocket's reader task calls
 
@@ -175,6 +178,26 @@ class Wire(trio.abc.Stream):
                 return through
             data = b""  # or an idle connection would hold what it last received
 
+    def take(self, data: bytes) -> bool:
+        """Deal with what is one ordinary message for which nothing has to be waited, at once; else return False."""
+        first = data[0]
+        if not self._calm or (first != _TEXT_WHOLE and first != _BINARY_WHOLE):
+            return False
+        try:
+            span = measure_client_frame(data, 0)
+            if span is None or span[1] != len(data) or span[1] - span[0] > self._settings.message_bytes_max:
+                return False
+            payload = unmask(data, *span)
+            if not (first == _BINARY_WHOLE or _is_utf8(payload)):
+                return False
+            if not self._session.receive_nowait(payload, first == _BINARY_WHOLE):
+                return False
+        except MalformedFrameError:
+            return False
+        self.heard = True
+        self.bytes_received += len(data)
+        return True
+
     async def _tire_of(self, data: bytes) -> None:
         """Stop reading from a peer that goes on and on after the end: TCP stops it, the close deadline lets it go."""
         self._discarded_bytes += len(data)
@@ -186,6 +209,9 @@ class Wire(trio.abc.Stream):
             data, self._leftover = self._leftover, b""
             await trio.lowlevel.checkpoint()
             return data
+        self._calm = self._short_way and not (
+            self._ending or self._rest or self._skip_bytes or self._fragments or self.under_way
+        )
         try:
             return await self._transport.receive_some(RECEIVE_BYTES)
         except trio.BrokenResourceError:
@@ -234,20 +260,36 @@ class Wire(trio.abc.Stream):
             elif first != _TEXT_WHOLE and first != _BINARY_WHOLE:
                 await self._note_passing(first, stop - start)
                 through.append(data[at:stop])
-            elif self.under_way or (payload := _ordinary(data, start, stop, first)) is None:
+            elif self.under_way or not (messages := self._messages(data, at, stop, turn + 1)):
                 self.under_way += 1
                 through.append(data[at:stop])
             else:
-                run, stop = _run_of(data, stop, first, turn, self._settings.message_bytes_max)
-                turn -= len(run)
-                if run:
-                    await self._session.receive_run((payload, *run), first == _BINARY_WHOLE)
+                payloads, stop = messages
+                turn -= len(payloads) - 1
+                if len(payloads) > 1:
+                    await self._session.receive_run(payloads, first == _BINARY_WHOLE)
                 else:
-                    await self._session.receive(payload, first == _BINARY_WHOLE)
+                    await self._session.receive(payloads[0], first == _BINARY_WHOLE)
             at = stop
         if at < end:
             self._rest = data[at:]
         return b"".join(through)
+
+    def _messages(self, data: bytes, at: int, stop: int, most: int) -> tuple[list[bytes], int] | None:
+        """Return the ordinary messages at `at`, the first up to `stop`, at most so many, and where they stop.
+
+        None if the first is text that isn't UTF-8. Only short ones come together.
+        """
+        text = data[at] == _TEXT_WHOLE
+        start, _ = measure_client_frame(data, at) or (at, stop)
+        if stop - start > RUN_MESSAGE_BYTES_MAX:
+            payload = unmask(data, start, stop)
+            return ([payload], stop) if not text or _is_utf8(payload) else None
+        payloads, stop = read_run(data, at, most, min(RUN_MESSAGE_BYTES_MAX, self._settings.message_bytes_max))
+        if text and not all(map(_is_utf8, payloads)):
+            good = list(takewhile(_is_utf8, payloads))
+            return self._messages(data, at, stop, len(good)) if good else None
+        return payloads, stop
 
     def _is_unwanted(self, first: int, length: int) -> bool:
         """Whether the frame is to be skipped: it is over a limit, or data after the end (rules 5 and 6).
@@ -328,35 +370,11 @@ class Wire(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
 
-def _ordinary(data: bytes, start: int, stop: int, first: int) -> bytes | None:
-    """Return the payload of a whole data frame, or None if it is text that isn't UTF-8."""
-    payload = unmask(data, start, stop)
-    if first == _TEXT_WHOLE and not payload.isascii():
-        try:
-            payload.decode()
-        except UnicodeDecodeError:
-            return None
-    return payload
-
-
-def _run_of(data: bytes, at: int, first: int, most: int, bytes_max: int) -> tuple[list[bytes], int]:
-    """Return the payloads of the ordinary messages, all of that kind, that follow at `at`, and where they stop.
-
-    At most `most` of at most `bytes_max` each, and only short ones. Whatever else there is, is left for a closer look.
-    """
-    run: list[bytes] = []
-    bytes_max = min(bytes_max, RUN_MESSAGE_BYTES_MAX)
-    end = len(data)
-    while len(run) < most and at < end and data[at] == first:
-        try:
-            span = measure_client_frame(data, at)
-        except MalformedFrameError:
-            break
-        if span is None or span[1] > end or span[1] - span[0] > bytes_max:
-            break
-        payload = _ordinary(data, *span, first)
-        if payload is None:
-            break
-        run.append(payload)
-        at = span[1]
-    return run, at
+def _is_utf8(payload: bytes) -> bool:
+    if payload.isascii():
+        return True
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -68,7 +68,7 @@ class History:
         self._offset = offset = self._offset + 1
         self.touched = now
         publication = Publication(self.room, self.epoch, offset, data, kind, now, size_max > 0, publisher, tags)
-        self._keep((publication,), size_max, bytes_max)
+        self._keep((publication,), _size(publication), size_max, bytes_max)
         return publication
 
     def append_all(
@@ -89,7 +89,8 @@ class History:
             Publication(self.room, self.epoch, offset, data, kind, now, stored, publisher)
             for offset, data in enumerate(messages, first)
         ]
-        self._keep(publications, size_max, bytes_max)
+        size = sum(map(len, messages)) + len(messages) * (_size(publications[0]) - len(messages[0]))
+        self._keep(publications, size, size_max, bytes_max)
         return publications
 
     def recent(self, limit: int) -> list[Publication]:
@@ -120,16 +121,15 @@ class History:
         self._publications = NOTHING
         self._bytes = 0
 
-    def _keep(self, publications: Sequence[Publication], size_max: int, bytes_max: int) -> None:
+    def _keep(self, publications: Sequence[Publication], size: int, size_max: int, bytes_max: int) -> None:
         if size_max <= 0:
             self.clear()  # what it stored before it was told to store nothing doesn't go up to the top any more
             return
         if not self._bytes:
             self._publications = deque()
-        stored, size = self._publications, self._bytes
-        for publication in publications:
-            stored.append(publication)
-            size += _size(publication)
+        stored = self._publications
+        stored.extend(publications)
+        size += self._bytes
         while len(stored) > size_max or size > bytes_max:
             size -= _size(stored.popleft())
         self._bytes = size

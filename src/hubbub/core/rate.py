@@ -36,6 +36,13 @@ class Bucket:
         self._lease -= amount
         return self._lease >= 0
 
+    def spend_leased(self, amount: float) -> bool:
+        """Take that many tokens from the lease, if it has them; else none, and return False."""
+        if self._lease < amount:
+            return False
+        self._lease -= amount
+        return True
+
     def settle(self, now: float) -> float:
         """Count what has flowed in and make a new lease; return the seconds to pause, 0 if nothing is owed."""
         self._refill(now)

@@ -8,7 +8,7 @@ from hubbub.config import Settings
 from hubbub.hooks.back_end import BackEnd
 from hubbub.hooks.notices import HookNotices
 from hubbub.hooks.questions import Questions
-from hubbub.model.question import Asked, Question, Verdict
+from hubbub.model.question import Question, Verdict
 
 
 class Hooks:
@@ -22,12 +22,9 @@ class Hooks:
     def __init__(self, settings: Settings, rng: random.Random) -> None:
         back_end = BackEnd(settings)
         self.questions = Questions(settings, back_end, rng)
+        self.asks = self.questions.asks  # whether the back end is to be asked
         self.notices = HookNotices(settings, back_end, rng)
         self._back_end = back_end
-
-    def asks(self, what: Asked, room: str = "") -> bool:
-        """Return whether the back end is to be asked."""
-        return self.questions.asks(what, room)
 
     async def ask(self, question: Question, address: str = "") -> Verdict:
         """Have a question answered, within the hook's time; raises nothing."""

@@ -16,7 +16,7 @@ import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import get_args
 
 import msgspec
@@ -32,6 +32,12 @@ BEGIN_AT_ONCE = 2
 SURE_OF_TIME = 0.9
 SHARE = 4
 """One address may have that part of the questions under way, and no more: a quarter."""
+
+_URL_OF: dict[Asked, Callable[[Settings], str]] = {
+    "connect": lambda settings: settings.hook_connect_url,
+    "subscribe": lambda settings: settings.hook_subscribe_url,
+    "publish": lambda settings: settings.hook_publish_url,
+}
 
 OUTCOMES = {Allowed: "allowed", Denied: "denied", Dismissed: "dismissed", Unanswered: "unanswered"}
 
@@ -83,7 +89,7 @@ class Questions:
 
     def asks(self, what: Asked, room: str = "") -> bool:
         """Return whether the back end is to be asked; `room` is where it would be, but for connect."""
-        if not self._url(what):
+        if not _URL_OF[what](self._settings):  # first, as it is asked for each message
             return False
         if what == "connect":
             return True
@@ -95,7 +101,7 @@ class Questions:
     async def ask(self, question: Question, address: str = "") -> Verdict:
         """Have a question answered: an `Asker`."""
         what = question.what
-        url = self._url(what)
+        url = _URL_OF[what](self._settings)
         if not url:
             return Allowed()  # a reload took it away, since somebody saw that there was one
         verdict: Verdict
@@ -149,7 +155,3 @@ class Questions:
         if answer.content is None:
             raise HookError("its answer is too large")
         return read_answer(question.what, answer.content, self._settings, trio.current_time() - time.time())
-
-    def _url(self, what: Asked) -> str:
-        url: str = getattr(self._settings, f"hook_{what}_url")
-        return url

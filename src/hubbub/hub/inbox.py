@@ -40,12 +40,13 @@ class Inbox:
         self._bytes = 0
         self._put, self._take = trio.open_memory_channel[Command | None](commands_max)  # None: only a wake-up
         self._space = trio.lowlevel.ParkingLot()
+        self._crowded = False  # somebody is parked there; to ask the lot costs more than the rest of a put
         self._leaves: list[Subscriber] = []
 
     def put_nowait(self, command: Command) -> bool:
         """Hand a command over if there is room, and nobody waits for that; else return False."""
         size = command.size_bytes
-        if self._space or (self._bytes and self._bytes + size > self._bytes_max):
+        if self._crowded or (self._bytes and self._bytes + size > self._bytes_max):
             return False
         try:
             self._put.send_nowait(command)
@@ -58,9 +59,9 @@ class Inbox:
         """Hand a command over; waits while the inbox is full. Not a checkpoint when there is room."""
         size = command.size_bytes
         if self._space:
-            await self._space.park()  # behind those who wait already, or a large command would wait for ever
+            await self._park()  # behind those who wait already, or a large command would wait for ever
         while self._bytes and self._bytes + size > self._bytes_max:
-            await self._space.park()
+            await self._park()
         self._bytes += size
         try:
             self._put.send_nowait(command)
@@ -70,6 +71,13 @@ class Inbox:
             except BaseException:
                 self._bytes -= size
                 raise
+
+    async def _park(self) -> None:
+        self._crowded = True
+        try:
+            await self._space.park()
+        finally:
+            self._crowded = bool(self._space)
 
     def leave(self, subscriber: Subscriber) -> None:
         """Say that the subscriber is gone. To be called once; never waits, never fails."""

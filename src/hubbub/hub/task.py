@@ -4,10 +4,12 @@ One pass: the leaves; then what waits in the inbox, carried out; then what has h
 piece a subscriber; then the replies, one piece an asker. It waits for nothing but its inbox: `offer` is synchronous, so
 no subscriber, however slow, can hold it up.
 
-Gathering: before handing out, the hub lets the other tasks run once or twice more, while each time new commands
-come of it. Under load a subscriber then gets one send where it would get many; when all is quiet, a pass of
-Trio's scheduler that brings nothing costs some microseconds.
+Gathering: before handing out, the hub has the poller look what else has come, again and again while that brings new
+commands. Under load a subscriber then gets one send where it would get many; when all is quiet, a look that brings
+nothing costs a microsecond.
 """
+
+from collections.abc import Callable
 
 import trio
 
@@ -20,25 +22,35 @@ OFFERS_PER_CHECKPOINT = 256
 """How many subscribers are served before other tasks may run: some 2 ms where each is a send of its own, 10 where each
 finds its peer gone."""
 
+GATHER_SECONDS_MAX = 0.002
+"""For how long the hub gathers: as long as a hand-out to some 300 takes, which is what it saves."""
+
 COMMANDS_PER_LOOK = 32
 """How many publishes are handled between looks at the clock: some 0.1 ms."""
 
 
-async def run_hub(hub: Hub, inbox: Inbox, settings: Settings) -> None:
-    """Run the hub's passes until cancelled."""
+async def run_hub(hub: Hub, inbox: Inbox, settings: Settings, look: Callable[[], bool]) -> None:
+    """Run the hub's passes until cancelled; `look` reads what has come, and says whether others must run for it."""
     while True:
         commands = [await inbox.take()]
         _take_waiting(commands, inbox, settings.pass_commands_max)
+        since = trio.current_time()
         for _ in range(settings.gather_passes_max):
             before = len(commands)
-            await trio.lowlevel.checkpoint()
+            if look():
+                await trio.lowlevel.checkpoint()
             _take_waiting(commands, inbox, settings.pass_commands_max)
-            if len(commands) == before:
+            if len(commands) == before or trio.current_time() - since >= GATHER_SECONDS_MAX:
                 break
         _let_leave(hub, inbox)
         await _apply(hub, commands, settings.pass_seconds_max)
         inbox.done(commands)
         del commands  # or who has spoken last would be held until somebody else speaks
+
+
+def let_others_run() -> bool:
+    """To look where there is nobody who reads for all: let the tasks that read run."""
+    return True
 
 
 def _let_leave(hub: Hub, inbox: Inbox) -> None:

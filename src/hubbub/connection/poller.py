@@ -1,0 +1,186 @@
+"""The poller: reads, for all connections, what has just come in. The way in that mirrors the outbox's direct send.
+
+To wait for a socket by Trio costs a system call, a turn of its scheduler and one of the task, for every message: a
+third of what a short one costs altogether. So sockets are watched here, and a message for which nobody has to wait is
+taken at once (`take`), without waking the connection's task. Whatever isn't that simple wakes it.
+
+Rules:
+1. A socket is registered once, edge-triggered: the kernel tells when something has come, and isn't asked again.
+2. Nothing is read, or taken, for a task unless it waits in `receive_some`: one that is busy with what came before, or
+   waits for the hub, isn't overtaken, and TCP slows its peer down.
+3. `take` deals with all that was read, or touches nothing: then the task gets it.
+4. An edge is told once. So it is remembered until a read comes back short of what it asked for; the peer's end, until
+   the connection is closed.
+
+Where there is no epoll (macOS, BSD), and over TLS, tasks wait by Trio as usual.
+
+epoll(7), "Level-triggered and edge-triggered".
+"""
+
+import contextlib
+import select
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Protocol, TypeAlias
+
+import trio
+
+RECEIVE_BYTES = 64 * 1024
+"""What is read at a time."""
+
+SOCKETS_PER_LOOK = 128
+"""How many sockets are read before other tasks may run: some 2 ms."""
+
+# From epoll(7), so that this file can be read where there is none.
+READABLE, BROKEN, HANG_UP, HALF_CLOSED, EDGE_TRIGGERED = 0x1, 0x8, 0x10, 0x2000, 1 << 31
+END = BROKEN | HANG_UP | HALF_CLOSED
+
+Take: TypeAlias = Callable[[bytes], bool]
+
+
+class Epoll(Protocol):
+    """What is needed of `select.epoll`; simulations have one of their own."""
+
+    def register(self, fd: int, eventmask: int, /) -> None: ...
+
+    def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]: ...
+
+
+class Inlet:
+    """The receive side of one watched socket, for one task.
+
+    Args:
+        receive: the `recv` of the non-blocking socket.
+
+    Attributes:
+        take: deals with what is read while the task waits, or returns False and touches nothing; must not raise.
+    """
+
+    __slots__ = ("_arrived", "_at_end", "_closed", "_failure", "_may_have", "_receive", "_waiting", "take")
+
+    def __init__(self, receive: Callable[[int], bytes]) -> None:
+        self._receive = receive
+        self._waiting: trio.lowlevel.Task | None = None
+        self._may_have = False  # there may be more than was read (rule 4)
+        self._at_end = False
+        self._arrived = b""  # read, and not taken
+        self._failure: OSError | None = None
+        self._closed = False
+        self.take: Take | None = None
+
+    def on_ready(self, events: int) -> bool:
+        """Read, if the task waits; True if it is woken for what was read. Never waits or raises."""
+        if events & END:
+            self._at_end = True
+        if self._waiting is None or self.take is None or self._at_end:
+            self._may_have = True
+            return self._wake()
+        try:
+            data = self._receive(RECEIVE_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._failure = error
+            return self._wake()
+        self._may_have = len(data) == RECEIVE_BYTES or not data
+        if data and not self.take(data):
+            self._arrived = data
+        return (self._may_have or bool(self._arrived)) and self._wake()
+
+    async def receive_some(self, bytes_max: int) -> bytes:
+        """Wait for bytes; b'' at the end of the stream. Always a checkpoint.
+
+        Raises:
+            OSError: as the socket's `recv`.
+            trio.ClosedResourceError: it was closed.
+        """
+        if self._may_have:
+            await trio.lowlevel.checkpoint()
+        while True:
+            if not self._may_have:
+                await self._wait()
+            if self._closed:
+                raise trio.ClosedResourceError("closed")
+            if self._failure is not None:
+                raise self._failure
+            if self._arrived:
+                data, self._arrived = self._arrived, b""
+                return data
+            try:
+                data = self._receive(bytes_max)
+            except BlockingIOError:
+                self._may_have = False
+                continue
+            self._may_have = self._at_end or len(data) == bytes_max
+            return data
+
+    def close(self) -> None:
+        """Let the task know that it is closed. Idempotent."""
+        self._closed = True
+        self.take = None
+        self._wake()
+
+    def _wake(self) -> bool:
+        task, self._waiting = self._waiting, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+        return task is not None
+
+    async def _wait(self) -> None:
+        self._waiting = trio.lowlevel.current_task()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._waiting = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+
+class Poller:
+    """All watched sockets of a node, one of whose tasks runs it.
+
+    Args:
+        epoll: stays the caller's to close.
+        wait: waits until it has something to tell.
+    """
+
+    def __init__(self, epoll: Epoll, wait: Callable[[], Awaitable[None]]) -> None:
+        self._epoll = epoll
+        self._until_ready = wait
+        self._inlets: dict[int, Inlet] = {}
+
+    def watch(self, fd: int, receive: Callable[[int], bytes]) -> Inlet:
+        """Watch a socket, until `forget`, which is to be called before it is closed."""
+        inlet = self._inlets[fd] = Inlet(receive)
+        self._epoll.register(fd, READABLE | HALF_CLOSED | EDGE_TRIGGERED)
+        return inlet
+
+    def forget(self, fd: int) -> None:
+        """Watch it no longer, and let its task know. (The kernel forgets it when it is closed.)"""
+        if inlet := self._inlets.pop(fd, None):
+            inlet.close()
+
+    def look(self) -> bool:
+        """Read what has come, once; True if that has woken tasks. Never waits."""
+        woken = False
+        for fd, events in self._epoll.poll(0, SOCKETS_PER_LOOK):
+            inlet = self._inlets.get(fd)
+            if inlet is not None and inlet.on_ready(events):
+                woken = True
+        return woken
+
+    async def run(self) -> None:
+        """Look whenever there is something, until cancelled."""
+        while True:
+            await self._until_ready()
+            self.look()
+
+
+@contextlib.contextmanager
+def open_poller() -> Iterator[Poller | None]:
+    """Give a poller of this system's sockets; None where there is no epoll. Closed on leaving."""
+    if not hasattr(select, "epoll"):
+        yield None
+        return
+    with select.epoll() as epoll:
+        yield Poller(epoll, partial(trio.lowlevel.wait_readable, epoll.fileno()))
