@@ -32,10 +32,8 @@ def metrics(target: Target) -> dict[str, float]:
     finally:
         connection.close()
     if status != 200 or "\nhubbub_connections " not in text:
-        raise BenchError(
-            f"http://{target.host}:{target.port}/metrics isn't what hubbub shows there without metrics_address "
-            f"(status {status})"
-        )
+        where = f"http://{target.host}:{target.port}/metrics"
+        raise BenchError(f"{where} (status {status}) shows no figures of hubbub: its metrics_address must be empty")
     return parse(text)
 
 

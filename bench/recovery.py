@@ -192,7 +192,8 @@ def _tells_joins(bench: Bench) -> bool:
     except BenchError:
         told = False
     if not told:
-        notice(f"the row {JOINS!r} is left out: the server at --url needs {NAMESPACE.strip()!r} for it")
+        needed = "a namespace 'told' with join_leave and force_join_leave"
+        notice(f"the row {JOINS!r} is left out: for it the server at --url must have {needed}")
     return told
 
 
