@@ -142,14 +142,15 @@ def _numbers(kind: _Kind, least: int) -> Callable[[str], list[float]]:
 
 def _target(form: str) -> Callable[[str], Target]:
     def parse(text: str) -> Target:
+        wrong = argparse.ArgumentTypeError(f"{form} expected, not {text!r}")
         try:
             url = urlsplit(text)
             host, port = url.hostname, url.port
         except ValueError:
-            host = port = None
-        beyond = form == SERVER_URL and bool(url.path.strip("/") or url.query) if host else False
-        if not host or not port or url.scheme != "ws" or beyond:
-            raise argparse.ArgumentTypeError(f"{form} expected, not {text!r}")
-        return Target(host, port, (url.path or "/") + (f"?{url.query}" if url.query else ""))
+            raise wrong from None
+        path = (url.path or "/") + (f"?{url.query}" if url.query else "")
+        if not host or not port or url.scheme != "ws" or (form == SERVER_URL and path != "/"):
+            raise wrong
+        return Target(host, port, path)
 
     return parse

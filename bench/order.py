@@ -33,7 +33,7 @@ COLUMNS = {
 }
 
 
-def clients(options: argparse.Namespace) -> int:
+def number_of_clients(options: argparse.Namespace) -> int:
     """How many there are."""
     return int(options.rooms * options.subscribers + options.publishers)
 
@@ -42,7 +42,7 @@ def one(bench: Bench, label: str) -> Row:
     """A fresh daemon; everyone publishes as fast as the others' deliveries allow, in rooms at random."""
     options = bench.options
     chance = random.Random(options.seed)
-    with Crowd.gather(bench, label, clients(options), size=options.size) as crowd:
+    with Crowd.gather(bench, label, number_of_clients(options), size=options.size) as crowd:
         rooms = [Room(bench.room(f"order-{i}")) for i in range(options.rooms)]
         members = [
             Client(crowd, f"subscriber {room.name} {i}", room, structured=i % 2 == 1)
@@ -103,7 +103,7 @@ def _shout(
 def measure(bench: Bench) -> None:
     """As often as asked for; one fault in one order, and there is no result."""
     options = bench.options
-    bench.needs(clients(options), 'allow_publish = "anonymous"')
+    bench.needs(number_of_clients(options), 'allow_publish = "anonymous"')
     rows = [one(bench, f"{i + 1}/{options.repeat}") for i in range(options.repeat)]
     median = medians(rows)
     bench.outcome.update(repeats=rows, median=median)
