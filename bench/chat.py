@@ -9,20 +9,14 @@ messages. See bench/README.md for how to read the figures.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import signal
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
-from dialects import BenchError
-from fanout import Parser, Result, Tell, medians, repeat
-from fanout import _number as number
-from fanout import _target as target_at
-from loadgen import Collector, Progress, notice, pin, raise_file_limit, table, two_cores
-from verdict import check_files, pyplot
+from fanout import Tell, repeat
+from loadgen import Collector, Progress, notice
+from options import ROOM_URL, Parser
+from report import Bench, Row, medians, plot, run, show, tell_disturbed
 
 SAMPLED = 8  # connections whose every byte is kept and compared; a batch of 200 is 650 KB for each, every round
 COLUMNS = {  # of the table: the name in the JSON, the title, the format
@@ -64,100 +58,50 @@ def rounds(collector: Collector, options: argparse.Namespace, seconds: float) ->
     return []
 
 
-def measure(
-    options: argparse.Namespace,
-    repetition: int,
-    cores: tuple[int, int] | None,
-    progress: Progress,
-    tell: Tell = notice,
-) -> Result:
+def one(bench: Bench, number: int, progress: Progress | None = None, tell: Tell = notice) -> Row:
     """One repeat, of a fresh daemon or of the one at --url."""
-    result = repeat(
-        options, "plain", repetition, cores, publish=rounds, collect=ChatCollector, progress=progress, tell=tell
-    )
-    result["round_p50_ms"], result["round_p99_ms"] = result.pop("latency_p50_ms"), result.pop("latency_p99_ms")
-    return result
+    row = repeat(bench, "plain", number, publish=rounds, collect=ChatCollector, progress=progress, tell=tell)
+    row["round_p50_ms"], row["round_p99_ms"] = row.pop("latency_p50_ms"), row.pop("latency_p99_ms")
+    return row
+
+
+def measure(bench: Bench) -> None:
+    """All repeats."""
+    options = bench.options
+    rows: list[Row] = []
+    bench.outcome["repeats"] = rows  # those before a failure are told, too
+    rows.extend(one(bench, number) for number in range(options.repeat))
+    bench.outcome["median"] = median = medians(rows)
+    show("repeat", [*((f"{i}", row) for i, row in enumerate(rows, 1)), ("median", median)], COLUMNS)
+    tell_disturbed([*rows, median])
+
+    def draw(figure: Any) -> None:
+        shown = ("cpu_us_per_delivery", "deliveries_per_second", "round_p50_ms")
+        for axes, name in zip(figure.subplots(1, len(shown)), shown, strict=True):
+            axes.bar(range(1, len(rows) + 1), [row[name] or 0 for row in rows], color="#4060a0")
+            axes.set(title=COLUMNS[name][0], xlabel="repeat", xticks=range(1, len(rows) + 1))
+
+    plot(options.plot, f"{options.connections} clients, {options.batch} each a round", draw, (10, 3))
 
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked; wrong ones end the program with status 2. Those of fanout.py's `repeat` are among them."""
-    count, seconds = number(int, 1, "a whole number from 1"), number(float, 0.01, "a number from 0.01")
-    parser = Parser(prog="chat.py", description="Measure what a chat costs where all talk at once.", allow_abbrev=False)
-    add = parser.add_argument
-    add("--url", type=target_at, dest="target", metavar="ws://HOST:PORT/PATH", help="a room of a running server")
-    add("--pid", type=count, help="the process behind --url: for its CPU time")
-    add("--clients", type=count, default=32, metavar="N", dest="connections", help="all of which talk (32)")
-    add("--batch", type=count, default=1, metavar="N", help="messages of each client a round (1)")
-    add("--size", type=number(int, 31, "a whole number from 31"), default=100, metavar="BYTES", help="of one (100)")
-    add("--seconds", type=seconds, default=5, help="to measure (5)")
-    add("--warmup", type=number(float, 0, "a number from 0"), default=1, metavar="SECONDS", help="before it (1)")
-    add("--repeat", type=count, default=3, metavar="N", help="times, each with a fresh daemon (3)")
-    add("--json", type=Path, metavar="FILE", help="write the result there, too")
-    add("--plot", type=Path, metavar="FILE", help="draw the repeats there, as SVG (needs matplotlib)")
-    add("--no-pin", action="store_true", help="don't pin the daemon to one core and the generator to another")
-    options = parser.parse_args(arguments)
-    if bool(options.pid) and not options.target:
-        parser.error("argument --pid: only with --url")
-    if options.pid and not os.path.exists(f"/proc/{options.pid}"):
-        parser.error(f"argument --pid: there is no process {options.pid}")
-    if options.target and options.pid:
-        options.target = replace(options.target, pid=options.pid)
-    check_files(parser, options.json, options.plot)
-    options.deadline = options.warmup + options.seconds + 60
-    options.mode, options.publishers = "chat", options.connections
+    parser = Parser("chat.py", "Measure what a chat costs where all talk at once.")
+    parser.common(ROOM_URL, deadline="for a repeat (60 more than it should take)")
+    parser.whole("--clients", 32, "all of which talk")
+    parser.whole("--batch", 1, "messages of each client a round")
+    parser.size()
+    parser.times(5, 1, 3, least=0)
+    options = parser.checked(arguments)
+    options.connections = options.publishers = options.clients
+    options.deadline = options.deadline or options.warmup + options.seconds + 60
+    options.mode = "chat"
     return options
-
-
-def report(rows: Mapping[str, Result]) -> str:
-    """The table: a line for each repeat, and the medians."""
-    lines = []
-    for name, result in rows.items():
-        values = ((result[column], form) for column, (_, form) in COLUMNS.items())
-        cells = ["-" if value is None else form.format(value) for value, form in values]
-        lines.append(["! " * bool(result["disturbed"]) + name, *cells])
-    text = table(["repeat", *(title for title, _ in COLUMNS.values())], lines)
-    return text + ("\n! disturbed: not a figure to quote" if any(r["disturbed"] for r in rows.values()) else "")
-
-
-def draw(results: Sequence[Result], title: str, file: Path) -> None:
-    """A bar for each repeat: what a delivery cost, and how long a round took."""
-    figure, axes = pyplot().subplots(1, 3, figsize=(10, 3), layout="constrained")
-    figure.suptitle(title)
-    for axis, name in zip(axes, ("cpu_us_per_delivery", "deliveries_per_second", "round_p50_ms"), strict=True):
-        axis.bar(range(1, len(results) + 1), [result[name] or 0 for result in results], color="#4060a0")
-        axis.set(title=COLUMNS[name][0], xlabel="repeat", xticks=range(1, len(results) + 1))
-    figure.savefig(file, format="svg")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0, or 1 if there is no result or it fails its check."""
-    options = parse_options(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of stopping the daemon
-    results: list[Result] = []
-    outcome: dict[str, object] = {"ok": False, "options": {k: str(v) for k, v in vars(options).items()}}
-    try:
-        raise_file_limit(options.connections + 50)
-        cores = None if options.no_pin else two_cores()
-        if cores:
-            os.sched_setaffinity(0, {cores[1]})
-            if options.pid:
-                pin(options.pid, cores[0])
-        else:
-            notice("nothing is pinned")
-        for repetition in range(options.repeat):
-            progress = Progress(f"chat {repetition + 1}/{options.repeat} ")
-            results.append(measure(options, repetition, cores, progress))
-        median = medians(results)
-        outcome.update(ok=True, median=median)
-        print(report({**{f"{i}": result for i, result in enumerate(results, 1)}, "median": median}))
-        if options.plot:
-            draw(results, f"{options.connections} clients, {options.batch} each a round", options.plot)
-    except (BenchError, OSError) as error:
-        print(f"chat.py: no result: {error}", file=sys.stderr)
-        outcome["error"] = str(error)
-    if options.json:
-        options.json.write_text(json.dumps({**outcome, "repeats": results}, indent=2) + "\n")
-    return 0 if outcome["ok"] else 1
+    return run("chat.py", parse_options(arguments), measure)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,7 @@ See bench/README.md for the method, for the figures to expect, and for how to re
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +20,7 @@ from typing import Any
 import chat
 from contest import CONTESTANTS, Entrant, Scratch, Server, prepare
 from dialects import DIALECTS, BenchError
-from fanout import WAITED_SHARE_MAX, Parser, Result, Tell, environment, repeat
-from fanout import _number as number
+from fanout import Tell, repeat
 from loadgen import (
     Collector,
     Progress,
@@ -36,9 +32,10 @@ from loadgen import (
     notice,
     raise_file_limit,
     resident_kb,
-    two_cores,
 )
-from verdict import ROWS, Outcome, check_files, draw, figures, goals, judge, ratios, sentences
+from options import Parser
+from report import WAITED_SHARE_MAX, Bench, Row, environment, run
+from verdict import ROWS, Outcome, draw, figures, goals, judge, ratios, sentences
 
 MESSAGE_SIZE = 100  # bytes, of what a publisher says, in each dialect
 STRUCTURED_SIZE = 224  # bytes: a push with a message of that size in it
@@ -46,7 +43,7 @@ RATE = 20_000  # deliveries a second, in r100 and r1000
 OPENED_BEFORE, OPENED = 200, 1000  # connections: for a runtime to warm up, and those that are measured
 DEADLINE_SECONDS = 60  # for a measurement, beyond what it should take
 
-Measure = Callable[[Target, Entrant, argparse.Namespace, Progress, Tell], Result]
+Measure = Callable[[Target, Entrant, argparse.Namespace, Progress, Tell], Row]
 
 
 class Counting(Collector):
@@ -56,38 +53,34 @@ class Counting(Collector):
         return []
 
 
-def _options(target: Target, entrant: Entrant, options: argparse.Namespace, **more: Any) -> argparse.Namespace:
+def _bench(target: Target, entrant: Entrant, options: argparse.Namespace, **more: Any) -> Bench:
     """What fanout.py's `repeat` takes."""
     plain = entrant.contestant.dialect == "plain"
     common = {"target": target, "repeat": 1, "rate": RATE, "burst": 64, "batch": 1, "publishers": 10}
     common |= {"size": MESSAGE_SIZE if plain else STRUCTURED_SIZE, "mode": "chat"}
     common |= {"seconds": options.seconds, "warmup": options.warmup}
     common |= {"deadline": options.seconds + options.warmup + DEADLINE_SECONDS}
-    return argparse.Namespace(**{**common, **more})
+    return Bench("compare.py", argparse.Namespace(**{**common, **more}))
 
 
 def _fan_out(mode: str, connections: int) -> Measure:
-    def measure(
-        target: Target, entrant: Entrant, options: argparse.Namespace, progress: Progress, tell: Tell
-    ) -> Result:
-        wanted = _options(target, entrant, options, mode=mode, connections=connections)
+    def measure(target: Target, entrant: Entrant, options: argparse.Namespace, progress: Progress, tell: Tell) -> Row:
+        wanted = _bench(target, entrant, options, mode=mode, connections=connections)
         collect = Collector if mode == "rate" else Counting
-        return repeat(wanted, entrant.contestant.dialect, 0, None, collect=collect, progress=progress, tell=tell)
+        return repeat(wanted, entrant.contestant.dialect, 0, collect=collect, progress=progress, tell=tell)
 
     return measure
 
 
 def _chat(batch: int) -> Measure:
-    def measure(
-        target: Target, entrant: Entrant, options: argparse.Namespace, progress: Progress, tell: Tell
-    ) -> Result:
-        wanted = _options(target, entrant, options, connections=32, publishers=32, batch=batch)
-        return chat.measure(wanted, 0, None, progress, tell)
+    def measure(target: Target, entrant: Entrant, options: argparse.Namespace, progress: Progress, tell: Tell) -> Row:
+        wanted = _bench(target, entrant, options, connections=32, publishers=32, batch=batch)
+        return chat.one(wanted, 0, progress, tell)
 
     return measure
 
 
-def _open(target: Target, entrant: Entrant, options: argparse.Namespace, progress: Progress, tell: Tell) -> Result:
+def _open(target: Target, entrant: Entrant, options: argparse.Namespace, progress: Progress, tell: Tell) -> Row:
     """What connections cost to be opened, and then to be there and silent."""
     deadline = clock() + DEADLINE_SECONDS * 10**9
     dialect = DIALECTS[entrant.contestant.dialect](STRUCTURED_SIZE)
@@ -177,36 +170,23 @@ def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked; wrong ones end the program with status 2."""
-    count, seconds = number(int, 1, "a whole number from 1"), number(float, 0.01, "a number from 0.01")
-    parser = Parser(prog="compare.py", description="Measure hubbub beside its rivals.", allow_abbrev=False)
-    add = parser.add_argument
-    rows, contestants = list(ROWS), list(CONTESTANTS)
-    add("--rows", type=_names(rows), default=rows, metavar="A,B", help=f"of {', '.join(rows)} (all)")
-    add(
-        "--contestants",
-        type=_names(contestants),
-        default=contestants,
-        metavar="A,B",
-        help=f"of {', '.join(contestants)} (all)",
-    )
-    add("--rounds", type=count, metavar="N", help="in each of which everyone does everything (5)")
-    add("--seconds", type=seconds, help="to measure, each time (3)")
-    add("--quick", action="store_true", help="one round of half a second each: to see that it works, not to quote")
-    add("--json", type=Path, metavar="FILE", help="write everything there, too")
-    add("--plot", type=Path, metavar="FILE", help="draw it there, as SVG (needs matplotlib)")
-    add(
-        "--scratch",
-        type=Path,
-        default=Path(__file__).parent / ".scratch",
-        metavar="DIR",
-        help="where rivals are installed, and found the next time (bench/.scratch)",
-    )
-    add("--hubbub-python", default=sys.executable, metavar="FILE", help="the Python that has hubbub (this one)")
-    options = parser.parse_args(arguments)
+    parser = Parser("compare.py", "Measure hubbub beside its rivals.")
+    for name, known in (("--rows", list(ROWS)), ("--contestants", list(CONTESTANTS))):
+        of = f"of {', '.join(known)} (all)"
+        parser.add_argument(name, type=_names(known), default=known, metavar="A,B", help=of)
+    parser.whole("--rounds", None, "in each of which everyone does everything (5)")
+    parser.real("--seconds", None, "to measure, each time (3)")
+    quick = "one round of half a second each: to see that it works, not to quote"
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.files()
+    where = "where rivals are installed, and found the next time (bench/.scratch)"
+    parser.add_argument("--scratch", default=str(Path(__file__).parent / ".scratch"), metavar="DIR", help=where)
+    python = "the Python that has hubbub (this one)"
+    parser.add_argument("--hubbub-python", default=sys.executable, metavar="FILE", help=python)
+    options = parser.checked(arguments)
     options.rounds = options.rounds or (1 if options.quick else 5)
     options.seconds = options.seconds or (0.5 if options.quick else 3)
     options.warmup = 0.3 if options.quick else 1
-    check_files(parser, options.json, options.plot)
     return options
 
 
@@ -219,37 +199,29 @@ def report(outcome: Outcome, judged: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the contest; 0, or 1 if nobody is there, or hubbub isn't, or is disqualified anywhere."""
-    options = parse_options(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of stopping the server
+def measure(bench: Bench) -> None:
+    """The contest. There is a result, but it is no good one, if hubbub isn't there or is disqualified anywhere."""
+    options = bench.options
     raise_file_limit(OPENED + OPENED_BEFORE + 100)
-    entrants, missing = prepare(options.contestants, Scratch(options.scratch, options.hubbub_python))
+    entrants, missing = prepare(options.contestants, Scratch(Path(options.scratch), options.hubbub_python))
     for title, reason in missing.items():
         notice(f"{title} is left out: {reason}")
     if not entrants:
-        print("compare.py: nobody is there to be measured", file=sys.stderr)
-        return 1
-    cores = two_cores()
-    if cores:
-        os.sched_setaffinity(0, {cores[1]})
-    else:
-        notice("nothing is pinned: there is only one core")
+        raise BenchError("nobody is there to be measured")
     outcome = Outcome({e.contestant.name: e.contestant.title for e in entrants}, options.rows, missing)
     try:
-        compete(entrants, outcome, options, cores[0] if cores else None)
+        compete(entrants, outcome, options, bench.cores[0] if bench.cores else None)
     except KeyboardInterrupt:
         notice("interrupted: these are the rounds so far")
     judged = judge(outcome)
     print(report(outcome, judged))
     print("\n" + "\n".join(f"{e.contestant.title}: {e.version}" for e in entrants))
     print("hubbub's settings, all else at its defaults: " + " ".join(f"{k}={v}" for k, v in settings().items()))
-    if options.json:
-        options.json.write_text(json.dumps(record(outcome, judged, entrants, options, cores), indent=2) + "\n")
-    if options.plot:
-        draw(outcome, options.plot)
+    bench.outcome.update(record(outcome, judged, entrants))
+    draw(outcome, options.plot)
     asked = [name for name in ("hubbub", "structured") if name in options.contestants]
-    return 1 if any(name in asked for name, _ in outcome.faults) or any(n not in outcome.titles for n in asked) else 0
+    if out := [name for name in asked if name not in outcome.titles or name in {who for who, _ in outcome.faults}]:
+        raise BenchError(f"{' and '.join(out)} isn't there, or is disqualified somewhere")
 
 
 def settings() -> dict[str, str]:
@@ -258,15 +230,9 @@ def settings() -> dict[str, str]:
     return {**environment(OPENED + OPENED_BEFORE), **told}
 
 
-def record(
-    outcome: Outcome,
-    judged: Sequence[dict[str, Any]],
-    entrants: Sequence[Entrant],
-    options: argparse.Namespace,
-    cores: tuple[int, int] | None,
-) -> dict[str, object]:
+def record(outcome: Outcome, judged: Sequence[dict[str, Any]], entrants: Sequence[Entrant]) -> dict[str, object]:
     """Everything, for the JSON file."""
-    results: dict[str, dict[str, list[Result]]] = {}
+    results: dict[str, dict[str, list[Row]]] = {}
     for (name, measurement), rounds in outcome.results.items():
         results.setdefault(name, {})[measurement] = rounds
     medians = {
@@ -274,9 +240,6 @@ def record(
         for name in outcome.titles
     }
     return {
-        "options": {name: value if isinstance(value, list) else str(value) for name, value in vars(options).items()},
-        "machine": {"python": platform.python_version(), "system": platform.platform(), "cores": os.cpu_count()},
-        "pinned": cores,
         "settings": settings(),
         "versions": {e.contestant.name: e.version for e in entrants},
         "missing": dict(outcome.missing),
@@ -286,6 +249,11 @@ def record(
         "goals": list(judged),
         "results": results,
     }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the contest; 0, or 1 if nobody is there, or hubbub isn't, or is disqualified anywhere."""
+    return run("compare.py", parse_options(arguments), measure)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from client import Client
-from crowd import PORTS, Crowd, endings
-from loadgen import Target, clock, notice, percentile, resident_kb, table
-from probe import listen_drops
-from report import Bench, Row, Watch, cells, checked, count, counts_from_0, medians, parser, plot, run, tell_disturbed
+from crowd import PORTS, Crowd
+from loadgen import Target, clock, notice, percentile, resident_kb
+from options import SERVER_URL, Parser
+from probe import endings, listen_drops
+from report import Bench, Row, Watch, medians, per, plot, run, show, tell_disturbed
 from room import Room
 
 DIALECTS = ("plain", "structured")
@@ -54,29 +55,24 @@ def crowd_of(crowd: Crowd, number: int, room: Room, structured: bool) -> list[Cl
     return [Client(crowd, f"connection {i}", room, structured=structured) for i in range(number)]
 
 
-def idle_and_storm(bench: Bench, dialect: str, label: str) -> Row:
+def idle_and_storm(bench: Bench, label: str, dialect: str) -> Row:
     """A fresh daemon: what N cost to open and to keep; then all are cut at once, and all come back at once."""
-    options, structured = bench.options, dialect == "structured"
-    with (
-        bench.daemon(options.connections) as target,
-        bench.progress(f"{label} {dialect}") as progress,
-        Crowd(target, bench.deadline(), progress) as crowd,
-    ):
-        room = Room("bench")
+    number, structured = int(bench.options.connections), dialect == "structured"
+    with Crowd.gather(bench, label, number) as crowd:
+        target, room = crowd.target, Room(bench.room("bench"))
         first = crowd_of(crowd, 1, room, structured)
         crowd.open(first)  # what is imported and cached for the first connection is not a connection's memory
         before = settle_memory(crowd, target)
-        watch, clients = Watch(target), crowd_of(crowd, options.connections, room, structured)
+        watch, clients = Watch(target), crowd_of(crowd, number, room, structured)
         crowd.open(clients)
         opening = watch.stop()
         memory = settle_memory(crowd, target) - before
         speak(crowd, clients[0], room)
-        storm = come_back(bench, crowd, target, [*first, *clients], structured)
-        number = options.connections
+        storm = come_back(bench, crowd, [*first, *clients], structured)
         return storm | {
-            "memory_kb_per_connection": memory / number,
+            "memory_kb_per_connection": memory / number if bench.tells_memory else None,
             "handshakes_per_second": number / (opening["seconds"] or 1),
-            "cpu_us_per_handshake": (opening["cpu_us"] or 0) / number,
+            "cpu_us_per_handshake": per(opening["cpu_us"], number),
             "disturbed": opening["disturbed"] or storm["disturbed"],
         }
 
@@ -93,16 +89,17 @@ def speak(crowd: Crowd, speaker: Client, room: Room) -> Row:
     return {
         "first_ms": min(latencies),
         "last_ms": max(latencies),
-        "cpu_us_per_delivery": (row["cpu_us"] or 0) / len(latencies),
+        "cpu_us_per_delivery": per(row["cpu_us"], len(latencies)),
         "disturbed": row["disturbed"],
     }
 
 
-def come_back(bench: Bench, crowd: Crowd, target: Target, clients: Sequence[Client], structured: bool) -> Row:
+def come_back(bench: Bench, crowd: Crowd, clients: Sequence[Client], structured: bool) -> Row:
     """Cut all at once, by resets; all begin to connect at once; each must be back in its room."""
+    target, name = crowd.target, clients[0].room.name if clients[0].room else ""
     earlier = endings(target)
     crowd.cut(clients)
-    room = Room("bench")  # it has an offset already, which the first to come back will tell
+    room = Room(name)  # it has an offset already, which the first to come back will tell
     returning = crowd_of(crowd, len(clients), room, structured)
     drops, watch, began = listen_drops(), Watch(target), clock()
     crowd.open(returning, in_flight=len(returning))
@@ -116,8 +113,8 @@ def come_back(bench: Bench, crowd: Crowd, target: Target, clients: Sequence[Clie
     return {
         "storm_seconds": back[-1],
         "storm_p50_seconds": percentile(back, 0.5),
-        "turned_away": listen_drops() - drops,
-        "storm_cpu_us_per_connection": (row["cpu_us"] or 0) / len(returning),
+        "turned_away": listen_drops() - drops if target.pid else None,
+        "storm_cpu_us_per_connection": per(row["cpu_us"], len(returning)),
         "disturbed": row["disturbed"],
     }
 
@@ -127,12 +124,10 @@ def hold(bench: Bench, dialect: str) -> Row:
     number, structured = int(bench.options.hold), dialect == "structured"
     if number > PORTS:
         notice(f"beyond {PORTS:,} connections, clients connect from 127.0.0.3 and so on: an address has no more ports")
-    with (
-        bench.daemon(number, {"HUBBUB_CONNECTIONS_MAX": str(number + 10)}) as target,
-        bench.progress(f"hold {dialect}") as progress,
-        Crowd(target, bench.deadline(), progress) as crowd,
-    ):
-        room = Room("bench")
+    settings = {"HUBBUB_CONNECTIONS_MAX": str(number + 10)}
+    with Crowd.gather(bench, f"hold {dialect}", number, settings) as crowd:
+        target, room = crowd.target, Room(bench.room("bench"))
+        earlier = endings(target)
         crowd.open(crowd_of(crowd, 1, room, structured))
         before = settle_memory(crowd, target)
         watch, clients = Watch(target), crowd_of(crowd, number - 1, room, structured)
@@ -140,13 +135,12 @@ def hold(bench: Bench, dialect: str) -> Row:
         opening = watch.stop()
         memory = settle_memory(crowd, target) - before
         spoken = medians([speak(crowd, clients[i % len(clients)], room) for i in range(5)])
-        ended = endings(target)
-        if ended:
+        if ended := endings(target, earlier):
             notice(f"connections ended: {ended}")
         return spoken | {
             "connections": number,
-            "memory_kb_per_connection": memory / len(clients),
-            "resident_mb": (before + memory) / 1024,
+            "memory_kb_per_connection": memory / len(clients) if bench.tells_memory else None,
+            "resident_mb": (before + memory) / 1024 if target.pid else None,
             "handshakes_per_second": len(clients) / (opening["seconds"] or 1),
         }
 
@@ -154,25 +148,21 @@ def hold(bench: Bench, dialect: str) -> Row:
 def measure(bench: Bench) -> None:
     """Both dialects, in turn, as often as asked for; then the many."""
     options = bench.options
-    rows: dict[str, list[Row]] = {dialect: [] for dialect in DIALECTS}
-    for i in range(options.repeat):
-        for dialect in DIALECTS:
-            rows[dialect].append(idle_and_storm(bench, dialect, f"{i + 1}/{options.repeat}"))
-    middle = {dialect: medians(rows[dialect]) for dialect in DIALECTS}
+    bench.needs(max(2 * options.connections + 1, options.hold))  # in the storm, the old ones may still be there
+    rows, middle = bench.repeated({dialect: dialect for dialect in DIALECTS}, idle_and_storm)
     bench.outcome.update(idle_and_storm={"repeats": rows, "median": middle})
-    lines = [cells(dialect, row, COLUMNS) for dialect, row in middle.items()]
-    print(table([f"{options.connections:,} connections", *(title for title, _ in COLUMNS.values())], lines))
+    show(f"{options.connections:,} connections", [*middle.items()], COLUMNS)
     held = {dialect: hold(bench, dialect) for dialect in DIALECTS} if options.hold else {}
     bench.outcome["hold"] = held
     if held:
-        lines = [cells(dialect, row, HELD) for dialect, row in held.items()]
-        print("\n" + table(["", *(title for title, _ in HELD.values())], lines))
+        print()
+        show("", [*held.items()], HELD)
     tell_disturbed((*middle.values(), *held.values()))
 
     def draw(figure: Any) -> None:
         shown = ("memory_kb_per_connection", "cpu_us_per_handshake", "storm_seconds")
         for axes, column in zip(figure.subplots(1, len(shown)), shown, strict=True):
-            axes.bar(DIALECTS, [middle[dialect][column] for dialect in DIALECTS])
+            axes.bar(DIALECTS, [middle[dialect][column] or 0 for dialect in DIALECTS])
             axes.set(ylabel=COLUMNS[column][0])
 
     plot(options.plot, f"{options.connections:,} connections: to keep, to open, to come back", draw)
@@ -186,13 +176,18 @@ def default_hold() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0, or 1 if there is no result or it fails its check."""
+    parser = Parser("connections.py", "Measure what connections cost: to open, to keep, to come back.")
+    parser.common(SERVER_URL)
+    parser.whole("--connections", 1000, "for memory, handshakes and the storm")
     most = default_hold()
-    made = parser("connections.py", "Measure what connections cost: to open, to keep, to come back.")
-    add = made.add_argument
-    add("--connections", type=count, default=1000, metavar="N", help="for memory, handshakes and the storm (1000)")
-    add("--repeat", type=count, default=2, metavar="N", help="times, each with a fresh daemon (2)")
-    add("--hold", type=counts_from_0, default=most, metavar="N", help=f"held at once, 0: none ({most} here)")
-    return run("connections.py", checked(made, arguments), measure)
+    parser.whole("--hold", None, f"held at once, 0: none ({most} here, none with --url)", least=0)
+    parser.repeat(2)
+    options = parser.checked(arguments)
+    if options.hold is None:
+        options.hold = 0 if options.target else most
+        if options.target:
+            notice("--hold is left out, as how many the server at --url can have isn't known: --hold N does it")
+    return run("connections.py", options, measure)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dialects import BenchError
-from fanout import environment
 from loadgen import Target, notice, pin
+from report import environment
 
 RIVALS = Path(__file__).parent / "rivals"
 INSTALL_SECONDS_MAX = 600

@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import itertools
 import select
+import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
 from client import Client, State
 from dialects import BenchError
 from loadgen import Progress, Target, clock
-from probe import parse
+from report import Bench
 from room import Room
 
 PORTS = 28_000  # to one address from another there are no more: the kernel's range is 32768 to 60999
@@ -33,6 +33,7 @@ class Crowd:
     def __init__(self, target: Target, deadline: int, progress: Progress, size: int = 100) -> None:
         self.target, self._deadline, self._progress = target, deadline, progress
         self.authority = f"{target.host}:{target.port}"
+        self.address = (socket.gethostbyname(target.host), target.port)  # once, not for each client
         self.size = size  # of messages, in bytes
         self.clock = self.began = clock()
         self.clients: dict[int, Client] = {}  # by descriptor
@@ -47,6 +48,25 @@ class Crowd:
         self._open = 0
         self._closing: list[Client] = []
         self._label, self._share, self._next_tick = "", 0.0, 0
+
+    @classmethod
+    @contextlib.contextmanager
+    def gather(
+        cls,
+        bench: Bench,
+        label: str,
+        connections: int,
+        settings: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
+        size: int = 100,
+    ) -> Iterator[Self]:
+        """A crowd, still without clients, at a fresh daemon or at the one at --url."""
+        with (
+            bench.hubbub(connections, settings, arguments) as target,
+            bench.progress(label) as progress,
+            cls(target, bench.deadline(), progress, size) as crowd,
+        ):
+            yield crowd
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +85,7 @@ class Crowd:
         """Let a client begin to connect."""
         number = client.number = next(self._started)
         source = f"127.0.0.{2 + number // PORTS}" if number >= PORTS else None
-        client.start((self.target.host, self.target.port), source)
+        client.start(self.address, source)
         self.clients[client.socket.fileno()] = client
         self._epoll.register(client.socket.fileno(), _EVENTS)
 
@@ -199,23 +219,3 @@ class Crowd:
         if self.answers != self.asked:
             faults.append(f"{self.answers} replies to {self.asked} commands")
         return faults
-
-
-def metrics(target: Target) -> dict[str, float]:
-    """The daemon's /metrics, by name and labels as they are written there."""
-    connection = http.client.HTTPConnection(target.host, target.port, timeout=10)
-    try:
-        connection.request("GET", "/metrics")
-        text = connection.getresponse().read().decode()
-    finally:
-        connection.close()
-    return parse(text)
-
-
-def endings(target: Target, before: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Connections that ended, by reason, beyond those that had ended before."""
-    name = 'hubbub_connections_ended_total{reason="'
-    now = metrics(target)
-    counts = {key[len(name) : -2]: int(now[key]) for key in now if key.startswith(name)}
-    since = {reason: count - (before or {}).get(reason, 0) for reason, count in counts.items()}
-    return {reason: count for reason, count in since.items() if count}

@@ -10,30 +10,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from dialects import DIALECTS
 from fanout import LATE_MS_MAX, at_rate
-from loadgen import Collector, close_all, connect_all, notice, percentile, table
-from report import (
-    Bench,
-    Row,
-    Watch,
-    cells,
-    checked,
-    count,
-    listed,
-    medians,
-    number,
-    parser,
-    plot,
-    run,
-    seconds,
-    tell_disturbed,
-)
+from loadgen import Collector, close_all, connect_all, notice, percentile
+from options import ROOM_URL, Parser
+from report import Bench, Row, Watch, medians, no_collection, plot, run, show, tell_disturbed
 
 COLUMNS = {
     "deliveries_per_second": ("deliveries/s", "{:,.0f}"),
@@ -52,22 +37,17 @@ def at_rates(bench: Bench, label: str, rates: Sequence[float]) -> list[Row]:
     options, deadline = bench.options, bench.deadline()
     dialect = DIALECTS[options.dialect](options.size)
     apart = options.publishers if dialect.publishers_apart else 0
-    settings: dict[str, str] = {}
     rows = []
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(bench.progress(label))
-        target = stack.enter_context(bench.daemon(options.connections + apart, settings))
-        if not options.target:
-            target = type(target)(target.host, target.port, dialect.path, target.pid)
+        target = stack.enter_context(bench.daemon(options.connections + apart, path=dialect.path))
         sockets = connect_all(target, options.connections, deadline, progress, dialect.join)
         stack.callback(close_all, sockets)
         publishers = connect_all(target, apart, deadline, progress, dialect.introduce)
         stack.callback(close_all, publishers)
         collector = stack.enter_context(Collector(sockets, publishers, dialect, deadline, progress))
         collector.settle()
-        gc.collect()
-        gc.disable()
-        stack.callback(gc.enable)
+        stack.enter_context(no_collection())
         for rate in rates:
             load = argparse.Namespace(**{**vars(options), "rate": rate})
             if options.warmup:
@@ -104,8 +84,7 @@ def measure(bench: Bench) -> None:
     rounds = [at_rates(bench, f"{i + 1}/{options.repeat}", options.rates) for i in range(options.repeat)]
     middle = [medians(rows) for rows in zip(*rounds, strict=True)]
     bench.outcome.update(rounds=rounds, median=middle)
-    lines = [cells(f"{row['rate']:,.0f}", row, COLUMNS) for row in middle]
-    print(table(["asked for", *(title for title, _ in COLUMNS.values())], lines))
+    show("asked for", [(f"{row['rate']:,.0f}", row) for row in middle], COLUMNS)
     tell_disturbed(middle)
 
     def draw(figure: Any) -> None:
@@ -123,30 +102,14 @@ def measure(bench: Bench) -> None:
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked; wrong ones end the program with status 2."""
-    made = parser("latency.py", "Measure how long deliveries take, at several loads.", url=True)
-    add = made.add_argument
-    add("--dialect", choices=DIALECTS, default="plain", help="what is spoken in the room (plain)")
-    add("--connections", type=count, default=100, metavar="N", help="subscribers in the room (100)")
-    add("--publishers", type=count, metavar="N", help="how many publish in turn (10, or all if fewer)")
-    add(
-        "--rates",
-        type=listed(number(float, 1, "numbers from 1")),
-        default=[1000.0, 5000.0, 20000.0, 40000.0, 60000.0],
-        metavar="N,N,…",
-        help="deliveries a second, one after the other (1000,5000,20000,40000,60000)",
-    )
-    add("--size", type=count, metavar="BYTES", help="of a delivery's payload (100; centrifugo: 200)")
-    add("--seconds", type=seconds, default=5, help="to measure at each rate (5)")
-    add("--warmup", type=number(float, 0, "a number from 0"), default=1, metavar="SECONDS", help="before each (1)")
-    add("--repeat", type=count, default=2, metavar="N", help="rounds, each with a fresh daemon (2)")
-    options = checked(made, arguments)
-    options.size = options.size or DIALECTS[options.dialect].size_default
-    least = DIALECTS[options.dialect].size_min
-    if options.size < least:
-        made.error(f"argument --size: a whole number from {least} expected, not '{options.size}'")
-    options.publishers = options.publishers or min(10, options.connections)
-    if options.publishers > options.connections and not DIALECTS[options.dialect].publishers_apart:
-        made.error("argument --publishers: more than --connections")
+    parser = Parser("latency.py", "Measure how long deliveries take, at several loads.")
+    parser.common(ROOM_URL)
+    parser.dialect_room()
+    rates = [1000.0, 5000.0, 20000.0, 40000.0, 60000.0]
+    parser.listed("--rates", float, rates, "deliveries a second, one after the other", least=1, metavar="N,N,…")
+    parser.times(5, 1, 2, "at each rate", least=0)
+    options = parser.checked(arguments)
+    parser.check_dialects(options, [options.dialect])
     return options
 
 

@@ -9,17 +9,18 @@ delivery of every subscriber is compared. See bench/README.md.
 from __future__ import annotations
 
 import argparse
-import gc
 import random
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from client import Client
-from crowd import Crowd, endings
-from dialects import STAMP_SIZE, BenchError
-from loadgen import clock, percentile, table
-from report import Bench, Row, Watch, cells, checked, count, medians, number, parser, plot, run, seconds, tell_disturbed
+from crowd import Crowd
+from dialects import BenchError
+from loadgen import clock, percentile
+from options import SERVER_URL, Parser
+from probe import endings
+from report import Bench, Row, Watch, medians, no_collection, per, plot, run, show, tell_disturbed
 from room import Room
 
 COLUMNS = {
@@ -32,17 +33,17 @@ COLUMNS = {
 }
 
 
+def number_of_clients(options: argparse.Namespace) -> int:
+    """How many there are."""
+    return int(options.rooms * options.subscribers + options.publishers)
+
+
 def one(bench: Bench, label: str) -> Row:
     """A fresh daemon; everyone publishes as fast as the others' deliveries allow, in rooms at random."""
     options = bench.options
     chance = random.Random(options.seed)
-    number_of_clients = options.rooms * options.subscribers + options.publishers
-    with (
-        bench.daemon(number_of_clients) as target,
-        bench.progress(label) as progress,
-        Crowd(target, bench.deadline(), progress, options.size) as crowd,
-    ):
-        rooms = [Room(f"order-{i}") for i in range(options.rooms)]
+    with Crowd.gather(bench, label, number_of_clients(options), size=options.size) as crowd:
+        rooms = [Room(bench.room(f"order-{i}")) for i in range(options.rooms)]
         members = [
             Client(crowd, f"subscriber {room.name} {i}", room, structured=i % 2 == 1)
             for room in rooms
@@ -51,18 +52,14 @@ def one(bench: Bench, label: str) -> Row:
         outside = [Client(crowd, f"publisher {i}", None, structured=True) for i in range(options.publishers)]
         crowd.open([*members, *outside])
         speakers = _speakers(members, outside, options.publishers)
-        gc.collect()
-        gc.disable()
-        try:
+        with no_collection():
             crowd.latencies = []
-            watch = Watch(target)
+            watch = Watch(crowd.target)
             _shout(crowd, speakers, rooms, chance, options)
             crowd.drain()
             row = watch.stop()
             crowd.check()
-        finally:
-            gc.enable()
-        if ended := endings(target):
+        if bench.target is None and (ended := endings(crowd.target)):  # at --url there may be others, who may end
             raise BenchError(f"the server ended connections: {ended}")
         latencies = sorted(crowd.latencies)
         crossings = sum(room.order[i] > room.order[i + 1] for room in rooms for i in range(len(room.order) - 1))
@@ -71,7 +68,7 @@ def one(bench: Bench, label: str) -> Row:
             "deliveries": crowd.received,
             "crossings": crossings / crowd.published,
             "deliveries_per_second": crowd.received / (row["seconds"] or 1),
-            "cpu_us_per_delivery": (row["cpu_us"] or 0) / crowd.received,
+            "cpu_us_per_delivery": per(row["cpu_us"], crowd.received),
             "p99_ms": percentile(latencies, 0.99),
         }
 
@@ -106,12 +103,12 @@ def _shout(
 def measure(bench: Bench) -> None:
     """As often as asked for; one fault in one order, and there is no result."""
     options = bench.options
+    bench.needs(number_of_clients(options), 'allow_publish = "anonymous"')
     rows = [one(bench, f"{i + 1}/{options.repeat}") for i in range(options.repeat)]
-    bench.outcome.update(repeats=rows, median=medians(rows))
-    named = [*((f"{i + 1}", row) for i, row in enumerate(rows)), ("median", medians(rows))]
-    print(
-        table(["repeat", *(title for title, _ in COLUMNS.values())], [cells(name, row, COLUMNS) for name, row in named])
-    )
+    median = medians(rows)
+    bench.outcome.update(repeats=rows, median=median)
+    named = [*((f"{i}", row) for i, row in enumerate(rows, 1)), ("median", median)]
+    show("repeat", named, COLUMNS)
     tell_disturbed(rows)
     print(f"{options.rooms} rooms, one order in each: the same for all its {options.subscribers} subscribers")
 
@@ -125,29 +122,17 @@ def measure(bench: Bench) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0, or 1 if there is no result or it fails its check."""
-    made = parser("order.py", "Have many publish at once, and compare what everyone saw.")
-    add = made.add_argument
-    add("--rooms", type=count, default=10, metavar="N", help="rooms (10)")
-    add("--subscribers", type=number(int, 2, "a whole number from 2"), default=20, metavar="N", help="of each (20)")
-    add("--publishers", type=count, default=50, metavar="N", help="from outside, and as many from inside (50)")
-    add(
-        "--size",
-        type=number(int, STAMP_SIZE, f"a whole number from {STAMP_SIZE}"),
-        default=100,
-        metavar="BYTES",
-        help="of a message (100)",
-    )
-    add("--seconds", type=seconds, default=15, help="to publish (15)")
-    add("--under-way", type=count, default=2000, metavar="N", help="deliveries under way at most (2000)")
-    add(
-        "--seed",
-        type=number(int, 0, "a whole number from 0"),
-        default=1,
-        metavar="N",
-        help="of who publishes where (1)",
-    )
-    add("--repeat", type=count, default=2, metavar="N", help="times, each with a fresh daemon (2)")
-    return run("order.py", checked(made, arguments), measure)
+    parser = Parser("order.py", "Have many publish at once, and compare what everyone saw.")
+    parser.common(SERVER_URL)
+    parser.whole("--rooms", 10, "rooms")
+    parser.whole("--subscribers", 20, "of each", least=2)
+    parser.whole("--publishers", 50, "from outside, and as many from inside")
+    parser.size()
+    parser.real("--seconds", 15, "to publish")
+    parser.whole("--under-way", 2000, "deliveries under way at most")
+    parser.whole("--seed", 1, "of who publishes where", least=0)
+    parser.repeat(2)
+    return run("order.py", parser.checked(arguments), measure)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import socket
+from collections.abc import Mapping
 
+from dialects import BenchError
 from loadgen import Target, cpu_time, resident_kb
 
 SHOWN = ("hubbub_tasks", "hubbub_subscriptions", "hubbub_connections", "hubbub_outboxes_queued_bytes")
@@ -15,6 +18,32 @@ def parse(text: str) -> dict[str, float]:
     """Metrics by name and labels, as they are written there."""
     lines = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
     return {name: float(value) for name, value in lines}
+
+
+def metrics(target: Target) -> dict[str, float]:
+    """The server's /metrics, by name and labels as they are written there."""
+    connection = http.client.HTTPConnection(target.host, target.port, timeout=10)
+    try:
+        connection.request("GET", "/metrics")
+        answer = connection.getresponse()
+        status, text = answer.status, answer.read().decode(errors="replace")
+    except http.client.HTTPException as error:
+        raise BenchError(f"/metrics was answered by {error!r}") from error
+    finally:
+        connection.close()
+    if status != 200 or "\nhubbub_connections " not in text:
+        where = f"http://{target.host}:{target.port}/metrics"
+        raise BenchError(f"{where} (status {status}) shows no figures of hubbub: its metrics_address must be empty")
+    return parse(text)
+
+
+def endings(target: Target, before: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Connections that ended, by reason, beyond those that had ended before."""
+    name = 'hubbub_connections_ended_total{reason="'
+    now = metrics(target)
+    counts = {key[len(name) : -2]: int(now[key]) for key in now if key.startswith(name)}
+    since = {reason: count - (before or {}).get(reason, 0) for reason, count in counts.items()}
+    return {reason: count for reason, count in since.items() if count}
 
 
 def listen_drops() -> int:
@@ -64,16 +93,14 @@ class Probe:
             self._asked, self.metrics = False, parse(body.decode())
 
     def sample(self) -> dict[str, float]:
-        """The server now; what /metrics said is of the last answer."""
-        pid = self._target.pid or 0
+        """The server now; what /metrics said is of the last answer. Without its process, only that."""
+        told = {name.removeprefix("hubbub_"): self.metrics[name] for name in SHOWN if name in self.metrics}
+        if not (pid := self._target.pid):
+            return told
         used = cpu_time(pid).used
         spent, self._cpu = used - self._cpu, used
-        return {
-            "memory_mb": resident_kb(pid) / 1024,
-            "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
-            "cpu_ms": spent / 1e6,
-            **{name.removeprefix("hubbub_"): self.metrics[name] for name in SHOWN if name in self.metrics},
-        }
+        memory, descriptors = resident_kb(pid) / 1024, len(os.listdir(f"/proc/{pid}/fd"))
+        return {"memory_mb": memory, "descriptors": descriptors, "cpu_ms": spent / 1e6} | told
 
 
 def growth(times: list[float], values: list[float]) -> float:

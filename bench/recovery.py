@@ -8,7 +8,6 @@ See bench/README.md.
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import sys
 import tempfile
@@ -16,25 +15,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from client import Client
-from crowd import Crowd, endings
-from dialects import STAMP_SIZE, BenchError
-from loadgen import Target, clock, percentile, table
-from probe import listen_drops
-from report import (
-    Bench,
-    Row,
-    Watch,
-    cells,
-    checked,
-    count,
-    counts_from_0,
-    medians,
-    number,
-    parser,
-    plot,
-    run,
-    tell_disturbed,
-)
+from crowd import Crowd
+from dialects import BenchError
+from loadgen import clock, notice, percentile
+from options import SERVER_URL, Parser
+from probe import endings, listen_drops
+from report import Bench, Row, Watch, no_collection, per, plot, run, show, tell_disturbed
 from room import Room, Seat
 
 COLUMNS = {
@@ -50,6 +36,7 @@ COLUMNS = {
 }
 NAMESPACE = "[namespaces.told]\njoin_leave = true\nforce_join_leave = true\n"
 SHARES = range(5, 101, 5)  # per cent of the clients: when they were back
+JOINS = "with joins and leaves told"
 EARLIER = 10  # publications that everyone has seen before the cut
 
 
@@ -104,8 +91,10 @@ class Storm(Crowd):
     recovered = missed = 0
 
 
-def one(bench: Bench, label: str, connections: int, missed: int, room_name: str, size: int) -> Row:
+def one(bench: Bench, label: str, case: str) -> Row:
     """A fresh daemon: in, cut off, published, back."""
+    connections = int(bench.options.join_leave if case == JOINS else bench.options.connections)
+    missed = int(bench.options.missed)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".toml"))
         file.write(NAMESPACE)
@@ -114,10 +103,11 @@ def one(bench: Bench, label: str, connections: int, missed: int, room_name: str,
             "HUBBUB_HISTORY_SIZE": str(max(100, missed)),
             "HUBBUB_RECOVERY_PUBLICATIONS_MAX": str(max(300, missed)),
         }
-        target = stack.enter_context(bench.daemon(connections + 1, settings, ("--config", file.name)))
-        progress = stack.enter_context(bench.progress(label))
-        crowd = stack.enter_context(Storm(target, bench.deadline(), progress, size))
-        room, speaker = Room(room_name), Client(crowd, "publisher", None, structured=True)
+        arguments = ("--config", file.name)
+        gathering = Storm.gather(bench, label, connections + 1, settings, arguments, bench.options.size)
+        crowd = stack.enter_context(gathering)
+        room = Room(bench.room("told:bench" if case == JOINS else "bench"))
+        speaker = Client(crowd, "publisher", None, structured=True)
         clients = [Client(crowd, f"client {i}", room, structured=True) for i in range(connections)]
         crowd.open([speaker, *clients])
         crowd.wait(0.2)
@@ -130,10 +120,8 @@ def one(bench: Bench, label: str, connections: int, missed: int, room_name: str,
         for _ in range(missed):
             crowd.publish(speaker, room)
         crowd.check()
-        gc.collect()
-        gc.disable()
-        stack.callback(gc.enable)
-        return _storm(crowd, target, speaker, room, [(epoch, since)] * connections, missed)
+        stack.enter_context(no_collection())
+        return _storm(bench, crowd, speaker, room, [(epoch, since)] * connections, missed)
 
 
 def _epoch(crowd: Crowd, room: Room) -> str:
@@ -154,9 +142,10 @@ def _epoch(crowd: Crowd, room: Room) -> str:
 
 
 def _storm(
-    crowd: Storm, target: Target, speaker: Client, room: Room, positions: Sequence[tuple[str, int]], missed: int
+    bench: Bench, crowd: Storm, speaker: Client, room: Room, positions: Sequence[tuple[str, int]], missed: int
 ) -> Row:
     """All come back at once; then one more publication must reach them all."""
+    target = crowd.target
     crowd.missed, crowd.memberships = missed, 0
     returning = [Returning(crowd, f"returning client {i}", room, structured=True) for i in range(len(positions))]
     for client, position in zip(returning, positions, strict=True):
@@ -171,7 +160,9 @@ def _storm(
     crowd.check(settle=0.3)
     ended = endings(target, earlier)
     if unexpected := {reason: number for reason, number in ended.items() if not reason.startswith("peer_")}:
-        raise BenchError(f"the server ended well-behaved connections: {unexpected}")
+        if bench.target is None:
+            raise BenchError(f"the server ended well-behaved connections: {unexpected}")
+        notice(f"the server at --url ended connections meanwhile, none of them of these clients: {unexpected}")
     back = sorted((client.opened_at - began) / 1e9 for client in returning)
     return row | {
         "connections": len(returning),
@@ -180,28 +171,41 @@ def _storm(
         "last_seconds": back[-1],
         "live_seconds": live,
         **{f"back_{share}_seconds": percentile(back, share / 100) for share in SHARES},
-        "turned_away": listen_drops() - drops,
+        "turned_away": listen_drops() - drops if target.pid else None,
         "recovered": crowd.recovered,
-        "cpu_us_per_client": (row["cpu_us"] or 0) / len(returning),
+        "cpu_us_per_client": per(row["cpu_us"], len(returning)),
         "memberships": crowd.memberships,
     }
+
+
+def _tells_joins(bench: Bench) -> bool:
+    """Whether the second row is to be measured, and can be: the server at --url needs a namespace for it."""
+    if not bench.options.join_leave or bench.target is None:
+        return bool(bench.options.join_leave)
+    try:
+        with Crowd.gather(bench, "namespace", 2) as crowd:
+            room = Room(bench.room("told:bench"))
+            for name in ("the first", "the second"):
+                crowd.open([Client(crowd, name, room, structured=True)])
+            crowd.wait(0.3)
+            told = crowd.memberships > 0
+    except BenchError:
+        told = False
+    if not told:
+        needed = "a namespace 'told' with join_leave and force_join_leave"
+        notice(f"the row {JOINS!r} is left out: for it the server at --url must have {needed}")
+    return told
 
 
 def measure(bench: Bench) -> None:
     """Both rows, in turn, as often as asked for."""
     options = bench.options
-    cases = {"recovery": (int(options.connections), "bench")}
-    if options.join_leave:
-        cases["with joins and leaves told"] = (int(options.join_leave), "told:bench")
-    rows: dict[str, list[Row]] = {name: [] for name in cases}
-    for i in range(options.repeat):
-        for name, (connections, room) in cases.items():
-            label = f"{i + 1}/{options.repeat} {name}"
-            rows[name].append(one(bench, label, connections, int(options.missed), room, int(options.size)))
-    middle = {name: medians(found) for name, found in rows.items()}
+    kept = f"history_size and recovery_publications_max {options.missed} or more"
+    bench.needs(max(2 * options.connections, options.join_leave) + 1, kept, 'allow_publish = "anonymous"')
+    cases = {case: case for case in ("recovery", JOINS) if case != JOINS or _tells_joins(bench)}
+    rows, middle = bench.repeated(cases, one)
     bench.outcome.update(repeats=rows, median=middle)
-    lines = [cells(name, row, COLUMNS) for name, row in middle.items()]
-    print(table([f"{options.missed} missed", *(title for title, _ in COLUMNS.values())], lines))
+    show(f"{options.missed} missed", [*middle.items()], COLUMNS)
     tell_disturbed(middle.values())
 
     def draw(figure: Any) -> None:
@@ -217,26 +221,14 @@ def measure(bench: Bench) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0, or 1 if there is no result or it fails its check."""
-    made = parser("recovery.py", "Cut all clients off, and have all come back at once for what they missed.")
-    add = made.add_argument
-    add("--connections", type=count, default=5000, metavar="N", help="clients (5000)")
-    add("--missed", type=count, default=100, metavar="M", help="publications meanwhile (100)")
-    add(
-        "--size",
-        type=number(int, STAMP_SIZE, f"a whole number from {STAMP_SIZE}"),
-        default=100,
-        metavar="BYTES",
-        help="of a message (100)",
-    )
-    add(
-        "--join-leave",
-        type=counts_from_0,
-        default=500,
-        metavar="N",
-        help="clients of the second row, where joins and leaves are told; 0: none (500)",
-    )
-    add("--repeat", type=count, default=2, metavar="N", help="times, each with a fresh daemon (2)")
-    return run("recovery.py", checked(made, arguments), measure)
+    parser = Parser("recovery.py", "Cut all clients off, and have all come back at once for what they missed.")
+    parser.common(SERVER_URL)
+    parser.whole("--connections", 5000, "clients")
+    parser.whole("--missed", 100, "publications meanwhile", metavar="M")
+    parser.size()
+    parser.whole("--join-leave", 500, "clients of the second row, where joins and leaves are told; 0: none", least=0)
+    parser.repeat(2)
+    return run("recovery.py", parser.checked(arguments), measure)
 
 
 if __name__ == "__main__":

@@ -1,77 +1,48 @@
-"""What the benchmarks have in common beside their load: options, a daemon, CPU time, and how results are told."""
+"""What the benchmarks have in common beside their load and options: a daemon, CPU time, and how results are told."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib
-import importlib.util
 import json
 import os
 import platform
+import secrets
 import signal
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-import fanout
 from dialects import BenchError
-from fanout import WAITED_SHARE_MAX, Parser, environment
-from loadgen import CpuTime, Daemon, Progress, Target, clock, cpu_time, notice, pin, raise_file_limit, two_cores
+from loadgen import CpuTime, Daemon, Progress, Target, clock, cpu_time, notice, pin, raise_file_limit, table, two_cores
+from probe import metrics
 
 Row = dict[str, float | None]
-number = fanout._number
-count = number(int, 1, "a whole number from 1")
-counts_from_0 = number(int, 0, "a whole number from 0")
-seconds = number(float, 0.01, "a number from 0.01")
+Columns = Mapping[str, tuple[str, str]]  # of a table: the name in the JSON, the title, the format
+Case = TypeVar("Case")
+WAITED_SHARE_MAX = 0.02  # beyond it a row is marked as disturbed
+PAUSES = "hubbub_rate_pauses_total"
 
 
-def listed(parse: Callable[[str], float]) -> Callable[[str], list[float]]:
-    """A list with commas, of such numbers."""
-    return lambda text: [parse(part) for part in text.split(",")]
+def environment(connections: int) -> dict[str, str]:
+    """The daemon's settings, where the scenario needs others than the defaults.
 
-
-def parser(name: str, description: str, *, url: bool = False) -> Parser:
-    """With the options that all have: --json, --plot, --deadline, --no-pin; and --url, --pid where it can be told."""
-    made = Parser(prog=name, description=description, allow_abbrev=False)
-    add = made.add_argument
-    if url:
-        add(
-            "--url",
-            type=fanout._target,
-            dest="target",
-            metavar="ws://HOST:PORT/PATH",
-            help="a room of a running server",
-        )
-        add("--pid", type=count, help="the process behind --url: for its CPU time and memory")
-    add("--json", metavar="FILE", help="write the result there, too")
-    add("--plot", metavar="FILE", help="draw it there, as SVG (needs matplotlib)")
-    add("--deadline", type=seconds, default=600, metavar="SECONDS", help="for each measurement (600)")
-    add("--no-pin", action="store_true", help="don't pin the daemon to one core and the generator to another")
-    return made
-
-
-def checked(made: Parser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; what can't be used ends the program with status 2."""
-    options = made.parse_args(arguments)
-    pid = getattr(options, "pid", None)
-    if pid and not options.target:
-        made.error("argument --pid: only with --url")
-    if pid and not os.path.exists(f"/proc/{pid}"):
-        made.error(f"argument --pid: there is no process {pid}")
-    if pid:
-        options.target = replace(options.target, pid=pid)
-    if options.plot and not importlib.util.find_spec("matplotlib"):
-        made.error("argument --plot: needs matplotlib, which isn't installed: pip install matplotlib")
-    for name in ("json", "plot"):
-        if file := getattr(options, name):
-            try:
-                open(file, "a").close()
-            except OSError as error:
-                made.error(f"argument --{name}: {error}")
-    return options
+    A ping would look like a wrong count of bytes, so none must be due. The publishers are faster than any client
+    may be by default: the rates are on, and never reached.
+    """
+    return {
+        "HUBBUB_CONNECTIONS_MAX": str(max(10_000, connections + 100)),
+        "HUBBUB_PING_SECONDS": "86400",
+        "HUBBUB_ALLOW_PUBLISH": "anonymous",  # publishers of the structured dialect aren't in the room
+        "HUBBUB_PUBLICATIONS_PER_SECOND_MAX": "10000000",
+        "HUBBUB_PUBLICATIONS_BURST_MAX": "10000000",
+        "HUBBUB_PUBLICATION_BYTES_PER_SECOND_MAX": str(2**30),
+        "HUBBUB_PUBLICATION_BYTES_BURST_MAX": str(2**30),
+    }
 
 
 @dataclass
@@ -82,6 +53,12 @@ class Bench:
     options: argparse.Namespace
     cores: tuple[int, int] | None = None
     outcome: dict[str, Any] = field(default_factory=dict)
+    visits: int = 0  # how often a server was used, which is the same each time if it is at --url
+
+    @property
+    def target(self) -> Target | None:
+        """What --url says."""
+        return getattr(self.options, "target", None)
 
     def deadline(self) -> int:
         """When a measurement that begins now must be over."""
@@ -89,17 +66,52 @@ class Bench:
 
     @contextlib.contextmanager
     def daemon(
-        self, connections: int, settings: Mapping[str, str] | None = None, arguments: Sequence[str] = ()
+        self,
+        connections: int,
+        settings: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
+        path: str = "/chat/bench",
     ) -> Iterator[Target]:
         """The server: a fresh daemon, or the one at --url."""
         raise_file_limit(connections + 100)
-        if given := getattr(self.options, "target", None):
-            yield given
+        self.visits += 1
+        if self.target:
+            yield self.target
             return
         wanted = {**environment(connections), **(settings or {})}
         core = self.cores[0] if self.cores else None
-        with Daemon("/chat/bench", self.deadline(), wanted, core, arguments) as target:
+        with Daemon(path, self.deadline(), wanted, core, arguments) as target:
             yield target
+
+    @contextlib.contextmanager
+    def hubbub(
+        self, connections: int, settings: Mapping[str, str] | None = None, arguments: Sequence[str] = ()
+    ) -> Iterator[Target]:
+        """The same where nothing but hubbub will do; there is no result if the one at --url held publishers back."""
+        with self.daemon(connections, settings, arguments) as target:
+            before = metrics(target)[PAUSES] if self.target else 0
+            yield target
+            if self.target and (pauses := metrics(target)[PAUSES] - before):
+                raise BenchError(
+                    f"the server at --url made publishers pause, {pauses:.0f} times, as they were over their rates: "
+                    "its publications_… and publication_bytes_… limits must be higher"
+                )
+
+    def needs(self, connections: int, *more: str) -> None:
+        """Say what the server at --url must be like: it can't be set to it here, as a fresh daemon can."""
+        if self.target:
+            always = (f"connections_max {connections:,} or more", "rates that are never met", "no metrics_address")
+            notice(f"the server at --url must have: {', '.join((*always, *more))}")
+
+    def room(self, name: str) -> str:
+        """The name for a room: at --url one that nobody else will have, in the same namespace."""
+        namespace, colon, rest = name.rpartition(":")
+        return f"{namespace}{colon}bench-{rest}-{secrets.token_hex(4)}" if self.target else name
+
+    @property
+    def tells_memory(self) -> bool:
+        """Whether memory may be compared: an old process hands out again what earlier connections gave back."""
+        return self.target is None or (self.target.pid is not None and self.visits == 1)
 
     @contextlib.contextmanager
     def progress(self, prefix: str) -> Iterator[Progress]:
@@ -110,15 +122,25 @@ class Bench:
         finally:
             progress.clear()
 
+    def repeated(
+        self, cases: Mapping[Case, str], one: Callable[[Bench, str, Case], Row]
+    ) -> tuple[dict[Case, list[Row]], dict[Case, Row]]:
+        """Every case, which has a label, in turn, and that as often as asked for: the rows, and their medians."""
+        rows: dict[Case, list[Row]] = {case: [] for case in cases}
+        for i in range(self.options.repeat):
+            for case, label in cases.items():
+                rows[case].append(one(self, f"{i + 1}/{self.options.repeat} {label}", case))
+        return rows, {case: medians(found) for case, found in rows.items()}
+
 
 def run(name: str, options: argparse.Namespace, measure: Callable[[Bench], None]) -> int:
     """Measure, and write the JSON; 0, or 1 if there is no result or it fails its check."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of stopping the daemon
-    bench = Bench(name, options, None if options.no_pin else two_cores())
-    target = getattr(options, "target", None)
+    unpinned = getattr(options, "no_pin", False)
+    bench = Bench(name, options, None if unpinned else two_cores())
     bench.outcome = {
         "ok": False,
-        "options": {**vars(options), "target": str(target or "own daemon")},
+        "options": {**vars(options), "target": str(bench.target or "own daemon")},
         "settings": {name: value for name, value in os.environ.items() if name.startswith("HUBBUB_")},
         "machine": {
             "python": platform.python_version(),
@@ -131,10 +153,10 @@ def run(name: str, options: argparse.Namespace, measure: Callable[[Bench], None]
     try:
         if bench.cores:
             os.sched_setaffinity(0, {bench.cores[1]})
-            if target and target.pid:
-                pin(target.pid, bench.cores[0])
+            if bench.target and bench.target.pid:
+                pin(bench.target.pid, bench.cores[0])
         else:
-            notice("nothing is pinned" + ("" if options.no_pin else ": there is only one core"))
+            notice("nothing is pinned" + ("" if unpinned else ": there is only one core"))
         measure(bench)
         bench.outcome["ok"] = True
         status = 0
@@ -146,6 +168,17 @@ def run(name: str, options: argparse.Namespace, measure: Callable[[Bench], None]
             json.dump(bench.outcome, file, indent=2)
             file.write("\n")
     return status
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Without garbage collection: its pauses would be in what is measured."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class Watch:
@@ -177,6 +210,11 @@ class Watch:
         return cpu_time(self._pid) if self._pid else CpuTime(0, 0), cpu_time(os.getpid())
 
 
+def per(amount: float | None, number: float) -> float | None:
+    """A share of an amount, if that is known: of a server at --url it may not be."""
+    return None if amount is None else amount / number
+
+
 def medians(rows: Sequence[Row]) -> Row:
     """Column by column; disturbed if half the rows are."""
     middle: Row = {}
@@ -186,6 +224,13 @@ def medians(rows: Sequence[Row]) -> Row:
     return {**middle, "disturbed": bool(middle.get("disturbed"))}
 
 
+def ratio(row: Row, other: Row, columns: Iterable[str]) -> Row:
+    """Column by column, how many times the other it is; disturbed if either is."""
+    pairs = {column: (row[column], other[column]) for column in columns}
+    quotients = {column: one / two if one and two else None for column, (one, two) in pairs.items()}
+    return {**quotients, "disturbed": bool(row["disturbed"] or other["disturbed"])}
+
+
 def tell_disturbed(rows: Iterable[Row]) -> None:
     """Below a table: whether any of its rows is no figure to quote, and how bad it was."""
     disturbed = [row for row in rows if row["disturbed"]]
@@ -193,11 +238,19 @@ def tell_disturbed(rows: Iterable[Row]) -> None:
         return
     print("! disturbed: not a figure to quote")
     shares = [max(row.get(f"{who}_waited_share") or 0 for row in disturbed) for who in ("server", "generator")]
-    notice(f"the server waited up to {shares[0]:.0%} of the time for its core, the generator up to {shares[1]:.0%}")
+    if any(shares):
+        notice(f"the server waited up to {shares[0]:.0%} of the time for its core, the generator up to {shares[1]:.0%}")
 
 
-def cells(name: str, row: Row, columns: Mapping[str, tuple[str, str]]) -> list[str]:
-    """A line of a table: `columns` has the titles and formats."""
+def show(title: str, rows: Sequence[tuple[str, Row]], columns: Columns, quotients: Row | None = None) -> None:
+    """Print a table: the rows by name, and what they are to each other."""
+    lines = [_cells(name, row, columns) for name, row in rows]
+    if quotients:
+        lines.append(_cells("ratio", quotients, {name: (heading, "{:.2f}") for name, (heading, _) in columns.items()}))
+    print(table([title, *(heading for heading, _ in columns.values())], lines))
+
+
+def _cells(name: str, row: Row, columns: Columns) -> list[str]:
     values = ((row.get(column), form) for column, (_, form) in columns.items())
     return [
         "! " * bool(row.get("disturbed")) + name,

@@ -9,31 +9,17 @@ bench/README.md.
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from client import Client
-from crowd import Crowd, metrics
-from dialects import STAMP_SIZE, BenchError
-from loadgen import Target, clock, table
-from report import (
-    Bench,
-    Row,
-    Watch,
-    cells,
-    checked,
-    count,
-    listed,
-    medians,
-    number,
-    parser,
-    plot,
-    run,
-    seconds,
-    tell_disturbed,
-)
+from crowd import Crowd
+from dialects import BenchError
+from loadgen import Target, clock, notice
+from options import SERVER_URL, Parser
+from probe import metrics
+from report import Bench, Row, Watch, no_collection, per, plot, run, show, tell_disturbed
 from room import Room
 
 COLUMNS = {
@@ -53,12 +39,8 @@ def one(bench: Bench, label: str, case: Case) -> Row:
     """A fresh daemon with so many rooms, each of which keeps so much."""
     options, (rooms_wanted, history) = bench.options, case
     settings = {"HUBBUB_HISTORY_SIZE": str(history), "HUBBUB_HISTORY_BYTES_MAX": str(2**24)}
-    with (
-        bench.daemon(options.connections, settings) as target,
-        bench.progress(label) as progress,
-        Crowd(target, bench.deadline(), progress, options.size) as crowd,
-    ):
-        rooms = [Room(f"room-{i}") for i in range(rooms_wanted)]
+    with Crowd.gather(bench, label, options.connections, settings, size=options.size) as crowd:
+        rooms = [Room(bench.room(f"room-{i}")) for i in range(rooms_wanted)]
         members = options.connections // rooms_wanted
         clients = [
             Client(crowd, f"connection {room.name} {i}", room, structured=False)
@@ -67,38 +49,33 @@ def one(bench: Bench, label: str, case: Case) -> Row:
         ]
         crowd.open(clients)
         speakers = [clients[i * members : i * members + min(10, members)] for i in range(rooms_wanted)]
-        gc.collect()
-        gc.disable()
-        try:
+        with no_collection():
             _fill(crowd, rooms, speakers, min(history, options.fill // rooms_wanted))
             _turns(crowd, rooms, speakers, options.warmup, "warm-up")
-            published, received, watch = crowd.published, crowd.received, Watch(target)
+            published, received, watch = crowd.published, crowd.received, Watch(crowd.target)
             _turns(crowd, rooms, speakers, options.seconds, label)
             row = watch.stop()
             crowd.check()
-        finally:
-            gc.enable()
-        kept, kept_bytes = _kept(target)
         due = sum(min(history, len(room.sent)) for room in rooms)
-        if kept != due:
-            raise BenchError(f"{kept:.0f} publications are kept where {due} are due: the limits of bytes were met")
+        kept: Row = {"history": None} if bench.target else {"history": history, **_kept(crowd.target, due)}
     deliveries = crowd.received - received
     return row | {
         "rooms": rooms_wanted,
         "members": members,
-        "history": history,
-        "cpu_us_per_delivery": (row["cpu_us"] or 0) / deliveries,
-        "cpu_us_per_publication": (row["cpu_us"] or 0) / (crowd.published - published),
+        "cpu_us_per_delivery": per(row["cpu_us"], deliveries),
+        "cpu_us_per_publication": per(row["cpu_us"], crowd.published - published),
         "deliveries_per_second": deliveries / (row["seconds"] or 1),
-        "kept": kept,
-        "kept_kb_per_publication": kept_bytes / kept / 1024 if kept else None,
+        **kept,
     }
 
 
-def _kept(target: Target) -> tuple[float, float]:
-    """How many publications the server keeps, and their bytes as it estimates them."""
+def _kept(target: Target, due: int) -> Row:
+    """How many publications the server keeps, and what one takes, as it estimates; they must be those that are due."""
     now = metrics(target)
-    return now["hubbub_history_publications"], now["hubbub_history_bytes"]
+    kept, kept_bytes = now["hubbub_history_publications"], now["hubbub_history_bytes"]
+    if kept != due:
+        raise BenchError(f"{kept:.0f} publications are kept where {due} are due: the limits of bytes were met")
+    return {"kept": kept, "kept_kb_per_publication": kept_bytes / kept / 1024 if kept else None}
 
 
 def _fill(crowd: Crowd, rooms: Sequence[Room], speakers: Sequence[Sequence[Client]], each: int) -> None:
@@ -123,19 +100,26 @@ def _turns(
         turn += 1
 
 
-def explain(rows: dict[Case, Row]) -> tuple[float, float]:
+def explain(rows: Mapping[Case, Row]) -> tuple[float, float] | None:
     """What a delivery and what a publication costs, if nothing else does: µs, from the fewest and the most rooms.
 
     A publication to n members then costs `publication + n × delivery`, so a delivery `delivery + publication / n`.
+    None if what they cost isn't known.
     """
-    shown = sorted(rows.values(), key=lambda row: row["members"] or 0)
-    most, fewest = shown[0], shown[-1]
-    if most["members"] == fewest["members"]:
-        return fewest["cpu_us_per_delivery"] or 0, 0.0
-    shares = 1 / (most["members"] or 1), 1 / (fewest["members"] or 1)
-    costs = most["cpu_us_per_delivery"] or 0, fewest["cpu_us_per_delivery"] or 0
-    publication = (costs[0] - costs[1]) / (shares[0] - shares[1])
-    return costs[1] - publication * shares[1], publication
+    by_members = sorted((row["members"] or 1, row["cpu_us_per_delivery"]) for row in rows.values())
+    (few, costly), (many, cheap) = by_members[0], by_members[-1]
+    if costly is None or cheap is None:
+        return None
+    publication = (costly - cheap) / (1 / few - 1 / many) if few < many else 0.0
+    return cheap - publication / many, publication
+
+
+def _explained(row: Row, constants: tuple[float, float] | None) -> Row:
+    """What a delivery should cost by these constants, and what it costs beyond that."""
+    if constants is None:
+        return {"explained": None, "beyond": None}
+    explained = constants[0] + constants[1] / (row["members"] or 1)
+    return {"explained": explained, "beyond": (row["cpu_us_per_delivery"] or 0) / explained - 1}
 
 
 def measure(bench: Bench) -> None:
@@ -144,24 +128,26 @@ def measure(bench: Bench) -> None:
     usual = int(options.history[min(1, len(options.history) - 1)])
     by_rooms = [(int(rooms), usual) for rooms in options.rooms]
     middle_rooms = by_rooms[len(by_rooms) // 2][0]
-    cases = [*by_rooms, *((middle_rooms, int(kept)) for kept in options.history if int(kept) != usual)]
-    found: dict[Case, list[Row]] = {case: [] for case in cases}
-    for i in range(options.repeat):
-        for case in cases:
-            found[case].append(one(bench, f"{i + 1}/{options.repeat} {case[0]} rooms, {case[1]} kept", case))
-    middle = {case: medians(rows) for case, rows in found.items()}
-    delivery, publication = explain({case: middle[case] for case in by_rooms})
+    histories = [(middle_rooms, int(kept)) for kept in options.history if int(kept) != usual]
+    bench.needs(options.connections)
+    if bench.target:
+        notice(
+            "--history is left out: what the server at --url keeps is its own matter (history_size), and not checked"
+        )
+        histories = []
+    cases = {case: f"{case[0]} rooms, {case[1]} kept" for case in (*by_rooms, *histories)}
+    found, middle = bench.repeated(cases, one)
+    constants = explain({case: middle[case] for case in by_rooms})
     for row in middle.values():
-        explained = delivery + publication / (row["members"] or 1)
-        row |= {"explained": explained, "beyond": (row["cpu_us_per_delivery"] or 0) / explained - 1}
+        row |= _explained(row, constants)
     bench.outcome.update(
-        delivery_us=delivery,
-        publication_us=publication,
         results=[{"rooms": case[0], "median": middle[case], "repeats": rows} for case, rows in found.items()],
     )
-    lines = [cells(f"{case[0]:,}", row, COLUMNS) for case, row in middle.items()]
-    print(table(["rooms", *(title for title, _ in COLUMNS.values())], lines))
-    print(f"by batch size: {delivery:.2f} µs a delivery and {publication:.1f} µs a publication, from the extremes")
+    show("rooms", [(f"{case[0]:,}", row) for case, row in middle.items()], COLUMNS)
+    if constants:
+        delivery, publication = constants
+        bench.outcome.update(delivery_us=delivery, publication_us=publication)
+        print(f"by batch size: {delivery:.2f} µs a delivery and {publication:.1f} µs a publication, from the extremes")
     tell_disturbed(middle.values())
 
     def draw(figure: Any) -> None:
@@ -177,43 +163,19 @@ def measure(bench: Bench) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0, or 1 if there is no result or it fails its check."""
-    made = parser("rooms.py", "Measure what a delivery costs by number of rooms and by history.")
-    add = made.add_argument
-    add("--connections", type=count, default=1000, metavar="N", help="in all rooms together (1000)")
-    add(
-        "--rooms",
-        type=listed(number(int, 1, "whole numbers from 1")),
-        default=[1, 100, 1000],
-        metavar="N,…",
-        help="numbers of rooms (1,100,1000)",
-    )
-    add(
-        "--history",
-        type=listed(number(int, 0, "whole numbers from 0")),
-        default=[0, 100, 10_000],
-        metavar="N,…",
-        help="publications kept; by number of rooms it is the second (0,100,10000)",
-    )
-    add(
-        "--fill",
-        type=count,
-        default=200_000,
-        metavar="N",
-        help="publications beforehand at most, in all rooms together, so that histories are full (200000)",
-    )
-    add(
-        "--size",
-        type=number(int, STAMP_SIZE, f"a whole number from {STAMP_SIZE}"),
-        default=100,
-        metavar="BYTES",
-        help="of a message (100)",
-    )
-    add("--seconds", type=seconds, default=2, help="to measure each (2)")
-    add("--warmup", type=seconds, default=0.5, metavar="SECONDS", help="before it (0.5)")
-    add("--repeat", type=count, default=2, metavar="N", help="times, each with a fresh daemon (2)")
-    options = checked(made, arguments)
+    parser = Parser("rooms.py", "Measure what a delivery costs by number of rooms and by history.")
+    parser.common(SERVER_URL)
+    parser.whole("--connections", 1000, "in all rooms together")
+    parser.listed("--rooms", int, [1, 100, 1000], "numbers of rooms", least=1, metavar="N,…")
+    of = "publications kept, not with --url; by number of rooms it is the second"
+    parser.listed("--history", int, [0, 100, 10_000], of, least=0, metavar="N,…")
+    of = "publications beforehand at most, in all rooms together, so that histories are full"
+    parser.whole("--fill", 200_000, of)
+    parser.size()
+    parser.times(2, 0.5, 2, "each")
+    options = parser.checked(arguments)
     if any(options.connections % rooms for rooms in options.rooms):
-        made.error("argument --rooms: each must divide --connections")
+        parser.error("argument --rooms: each must divide --connections")
     return run("rooms.py", options, measure)
 
 

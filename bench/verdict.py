@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import importlib.util
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from fanout import Result
+import report
 from loadgen import table
 
 
@@ -56,7 +52,7 @@ class Outcome:
     titles: dict[str, str]  # of the contestants, by name
     rows: Sequence[str]
     missing: Mapping[str, str]  # title: why it couldn't take part
-    results: dict[tuple[str, str], list[Result]] = field(default_factory=dict)  # by contestant and measurement
+    results: dict[tuple[str, str], list[report.Row]] = field(default_factory=dict)  # by contestant and measurement
     faults: dict[tuple[str, str], str] = field(default_factory=dict)  # disqualified there, as this went wrong
     notes: list[str] = field(default_factory=list)  # what disturbed, and where
 
@@ -188,45 +184,37 @@ def sentences(outcome: Outcome) -> Iterator[str]:
                 yield f"Behind: {row}: {both} ({ratio}{overlap})"
 
 
-# The files.
+# The picture.
 
 
-def check_files(parser: argparse.ArgumentParser, json: Path | None, plot: Path | None) -> None:
-    """End the program, before anything is measured, if what is measured couldn't be written."""
-    for name, file in (("json", json), ("plot", plot)):
-        if file and not file.absolute().parent.is_dir():
-            parser.error(f"argument --{name}: there is no folder for {str(file)!r}")
-    if plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error("argument --plot: matplotlib isn't installed (pip install matplotlib)")
-
-
-def pyplot() -> Any:
-    """matplotlib's, imported here and not above as it is an extra; without a screen."""
-    importlib.import_module("matplotlib").use("svg")
-    return importlib.import_module("matplotlib.pyplot")
-
-
-def draw(outcome: Outcome, file: Path) -> None:
+def draw(outcome: Outcome, file: str | None) -> None:
     """Of each row a panel, of each contestant a bar: the median, with least and most."""
     columns = min(4, len(outcome.rows))
     lines = -(-len(outcome.rows) // columns)
-    size = (3.2 * columns + 1, (0.26 * len(outcome.titles) + 0.9) * lines)
-    figure, axes = pyplot().subplots(lines, columns, figsize=size, layout="constrained", sharey=True, squeeze=False)
     names = list(outcome.titles)[::-1]
-    for axis in axes.flat[len(outcome.rows) :]:
-        axis.set_visible(False)
-    for axis, row in zip(axes.flat, outcome.rows, strict=False):
-        for place, name in enumerate(names):
-            if value := outcome.figure(name, row):
-                spread = [[value.median - value.least], [value.most - value.median]]
-                colour = "#c04020" if name in ("hubbub", "structured") else "#8090a8"
-                if row in LOG_ROWS:  # where a bar would begin anywhere
-                    axis.errorbar(value.median, place, xerr=spread, fmt="o", color=colour)
-                else:
-                    axis.barh(place, value.median, xerr=spread, color=colour, error_kw={"linewidth": 0.8})
-        axis.set_yticks(range(len(names)), [outcome.titles[name] for name in names])
-        axis.set_title(f"{row}: {ROWS[row].unit}", fontsize=9)
-        axis.tick_params(labelsize=8)
-        if row in LOG_ROWS:
-            axis.set_xscale("log")
-    figure.savefig(file, format="svg")
+
+    def panels(figure: Any) -> None:
+        axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
+        for axis in axes.flat[len(outcome.rows) :]:
+            axis.set_visible(False)
+        for axis, row in zip(axes.flat, outcome.rows, strict=False):
+            _panel(axis, outcome, row, names)
+
+    size = (3.2 * columns + 1, (0.26 * len(outcome.titles) + 0.9) * lines)
+    report.plot(file, "hubbub beside its rivals", panels, size)
+
+
+def _panel(axis: Any, outcome: Outcome, row: str, names: Sequence[str]) -> None:
+    for place, name in enumerate(names):
+        if value := outcome.figure(name, row):
+            spread = [[value.median - value.least], [value.most - value.median]]
+            colour = "#c04020" if name in ("hubbub", "structured") else "#8090a8"
+            if row in LOG_ROWS:  # where a bar would begin anywhere
+                axis.errorbar(value.median, place, xerr=spread, fmt="o", color=colour)
+            else:
+                axis.barh(place, value.median, xerr=spread, color=colour, error_kw={"linewidth": 0.8})
+    axis.set_yticks(range(len(names)), [outcome.titles[name] for name in names])
+    axis.set_title(f"{row}: {ROWS[row].unit}", fontsize=9)
+    axis.tick_params(labelsize=8)
+    if row in LOG_ROWS:
+        axis.set_xscale("log")

@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from servers import Daemon, open_daemon
 from test_bench import Relay, honest, swap
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks need Linux")
@@ -90,6 +91,88 @@ def test_latency_of_a_server_that_already_runs() -> None:
         done = tiny("latency.py", "--url", relay.url)
     assert done.returncode == 1
     assert "connection 3 saw another order" in done.stderr
+
+
+RUNNING = [script for script in TINY if script != "latency.py"]  # those that take any hubbub, not a room
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon that runs already, with all that the scripts need, and never paused."""
+    config = tmp_path_factory.mktemp("config") / "hubbub.toml"
+    config.write_text("[namespaces.told]\njoin_leave = true\nforce_join_leave = true\n")
+    settings = {name.removeprefix("HUBBUB_").lower(): value for name, value in STALLED_SOON.items()}
+    with open_daemon("--config", str(config), ping_seconds=3600, allow_publish="anonymous", **settings) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Daemon]:
+    """A daemon that runs already, and isn't set to what the scripts need."""
+    with open_daemon(connections_max=30, publications_burst_max=1, publications_per_second_max=100) as daemon:
+        yield daemon
+
+
+def url(daemon: Daemon) -> str:
+    return daemon.url.replace("http:", "ws:")
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("script", RUNNING)
+def test_measures_a_server_that_already_runs(script: str, ready: Daemon, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    given = ["--url", url(ready), "--pid", str(ready.process.pid), "--json", str(file)]
+    shorter = {"soak.py": ["--seconds", "5.2"], "slow_consumer.py": ["--seconds", "1"]}.get(script, [])
+
+    done = tiny(script, *given, *shorter)
+
+    assert done.returncode == 0, done.stderr
+    assert "notice: the server at --url must have: connections_max" in done.stderr
+    assert json.loads(file.read_text())["options"]["target"].startswith("Target(host='127.0.0.1'")
+    assert {
+        "recovery.py": "with joins and leaves told" in done.stdout,
+        "rooms.py": "--history is left out" in done.stderr,
+        "soak.py": "isn't known" not in done.stderr,
+    }.get(script, True)
+
+
+@pytest.mark.alone
+def test_without_pid_what_is_of_the_process_isn_t_told(ready: Daemon, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+
+    done = tiny("recovery.py", "--url", url(ready), "--join-leave", "0", "--json", str(file))
+
+    assert done.returncode == 0, done.stderr
+    median = json.loads(file.read_text())["median"]["recovery"]
+    assert [median[name] for name in ("cpu_us_per_client", "turned_away")] == [None, None]
+    assert done.stdout.splitlines()[1].split().count("-") == 2
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("connections.py", "the handshake was answered by [b'HTTP/1.1 503"),
+        ("inbound.py", "the server at --url made publishers pause"),
+        ("order.py", "permission denied"),
+    ],
+)
+def test_a_server_that_is_not_set_as_needed_gives_no_result(script: str, reason: str, strict: Daemon) -> None:
+    done = tiny(script, "--url", url(strict))
+
+    assert done.returncode == 1
+    assert "notice: the server at --url must have: " in done.stderr
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.alone
+def test_recovery_leaves_out_what_needs_a_namespace(strict: Daemon) -> None:
+    done = tiny("recovery.py", "--url", url(strict), "--connections", "5", "--missed", "200")
+
+    assert done.returncode == 1  # nor is it set to the rest
+    assert "the row 'with joins and leaves told' is left out" in done.stderr
 
 
 @pytest.mark.alone
@@ -179,4 +262,26 @@ def test_wrong_flags_are_one_line_and_status_2(script: str) -> None:
 
     assert done.returncode == 2
     assert done.stderr.startswith(f"{script}: argument --json: [Errno 2]")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("connections.py --pid 1", "argument --pid: only with --url"),
+        ("inbound.py --sizes 100,30", "argument --sizes: whole numbers from 31 expected, not '30'"),
+        ("latency.py --warmup -1", "argument --warmup: a number from 0 expected, not '-1'"),
+        ("order.py --url ws://localhost:1/chat/room", "argument --url: ws://HOST:PORT expected"),
+        ("recovery.py --url ws://localhost:1 --pid 999999999", "argument --pid: there is no process 999999999"),
+        ("rooms.py --connections 10 --rooms 3", "argument --rooms: each must divide --connections"),
+        ("slow_consumer.py --connections 5 --stalled 5", "argument --stalled: leaves fewer readers than --publishers"),
+        ("soak.py --size 30", "argument --size: a whole number from 31 expected, not '30'"),
+    ],
+)
+def test_what_can_not_be_is_one_line_and_status_2(arguments: str, reason: str) -> None:
+    script, *flags = arguments.split()
+    done = bench(script, *flags)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{script}: {reason}")
     assert done.stderr.count("\n") == 1

@@ -36,9 +36,22 @@ def test_compare_with_nobody() -> None:
     assert "no figure" in result.stdout
 
 
-@pytest.mark.parametrize("arguments", [("--rows", "r7"), ("--contestants", "nobody"), ("--rounds", "0")])
-def test_mistakes_of_its_user(arguments: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compare.py", "--rows", "r7"),
+        ("compare.py", "--contestants", "nobody"),
+        ("compare.py", "--rounds", "0"),
+        ("compare.py", "--json", "/nowhere/x"),
+        ("chat.py", "--size", "30"),
+        ("chat.py", "--pid", "1"),
+        ("chat.py", "--plot", "/nowhere/x"),
+    ],
+)
+def test_mistakes_of_its_user(arguments: tuple[str, str, str]) -> None:
     """One line, and status 2."""
-    result = run("compare.py", *arguments)
+    script, flag, _ = arguments
+    result = run(*arguments)
     assert result.returncode == 2, result.stdout
-    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith(f"{script}: argument {flag}: ")
+    assert result.stderr.count("\n") == 1
