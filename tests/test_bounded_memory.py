@@ -19,9 +19,7 @@ import pytest
 
 from hubbub.config import Settings
 from hubbub.core.frames import BINARY, FIN, MASKED
-from hubbub.engines.memory import MemoryEngine
 from hubbub.hub.state import PIECE_BYTES_MAX
-from hubbub.model.publication import Kind
 from peers import client_frame, handshake
 from servers import Daemon, open_daemon
 
@@ -272,25 +270,6 @@ def test_names_tried_by_one_client() -> None:
         assert metrics["hubbub_histories"] <= ROOMS_MAX
         assert 0 < metrics["hubbub_history_bytes"] <= total
         assert memory.growth <= total + SLACK_BYTES
-
-
-@pytest.mark.parametrize("in_use", [0, 999])
-def test_a_hundred_thousand_names(in_use: int) -> None:
-    """The engine under 100,000 names, each with a message, while some rooms stay in use: those keep their places."""
-    settings = Settings(rooms_max=1000, histories_bytes_max=4 * MIB)
-    kept = {f"kept {number}" for number in range(in_use)}
-    epochs = iter(range(1_000_000))
-    engine = MemoryEngine(settings, lambda: str(next(epochs)), kept.__contains__)
-    positions = {room: engine.recent(room, 0, 0.0).position for room in kept}
-    most = 0
-    for number in range(100_000):
-        engine.append(f"name {number}", bytes(5_000), Kind.BINARY, 1.0 + number / 1000)
-        if number % 100 == 0:
-            statistics = engine.statistics()
-            most = max(most, statistics.histories)
-            assert statistics.history_bytes <= settings.histories_bytes_max
-    assert most <= settings.rooms_max + 64
-    assert {room: engine.recent(room, 0, 200.0).position for room in kept} == positions
 
 
 CONNECTIONS = 10_000
