@@ -12,7 +12,7 @@ from typing import NamedTuple
 import hypothesis.strategies as st
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
@@ -146,7 +146,7 @@ def run(stage: Stage, data: bytes, cuts: Sequence[int]) -> Outcome:
     return outcome
 
 
-def check_answers(received: bytes) -> tuple[list[bytes], int | None]:
+def check_answers(received: bytes, sent: bytes = b"") -> tuple[list[bytes], int | None]:
     """See that it is HTTP, and after a 101 WebSocket; return the messages, and the code of the Close, if there is one.
 
     A Close without a code counts as 1005. Who half-closes without one may be left in the middle of a frame, or of the
@@ -163,6 +163,8 @@ def check_answers(received: bytes) -> tuple[list[bytes], int | None]:
             return check_frames(received)
         assert int(status) in (100, 200, *range(400, 500), 501, 503, 505)
         fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+        if b"HEAD" in sent and received.startswith(b"HTTP/1.1 "):
+            continue  # only the length of a body, and then the next answer
         received = received[int(fields.get(b"content-length", 0)) :]
     return [], None
 
@@ -289,12 +291,13 @@ def sendings(draw: st.DrawFn) -> tuple[Stage, bytes]:
 
 @settings(deadline=None, max_examples=500)
 @given(sending=sendings(), cuts=CUTS)
+@example((Stage.NOTHING_SAID, b"HEAD / HTTP/1.1\r\nHost: elsewhere\r\n\r\n\0"), [])
 def test_any_bytes_at_any_stage(sending: tuple[Stage, bytes], cuts: list[int]) -> None:
     """They harm their sender, if anybody; and how they are cut makes no difference to what is published."""
     stage, data = sending
     outcome = run(stage, data, cuts)
     assert outcome.seconds <= SECONDS_MAX
-    _, code = check_answers(outcome.received)
+    _, code = check_answers(outcome.received, data)
     assert code is None or code == 1005 or code in LEGAL_CODES
     if stage is Stage.AFTER_OUR_CLOSE:
         assert code == 1001
