@@ -284,7 +284,7 @@ def test_a_result_that_fails_its_check_is_no_result(
     fault: Callable[[list[bytes]], bytes | None], connections: int, reason: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "result.json"
-    deadline = "4" if fault is lose else "60"  # only that one has to wait for it
+    deadline = "2" if fault is lose else "60"  # only that one has to wait for it
     with Relay(fault) as relay:
         done = fanout(
             *("--url", relay.url, "--connections", str(connections), "--rate", "4000", "--seconds", "0.3"),
@@ -314,7 +314,7 @@ def test_a_result_that_fails_its_check_is_no_result(
 def test_a_structured_result_that_fails_its_check_is_no_result(
     fault: Callable[[list[bytes]], bytes | None], tenth: bytes, reason: str
 ) -> None:
-    deadline = "3" if fault is lose else "60"
+    deadline = "2" if fault is lose else "60"
     with StructuredRelay(fault, before=70, tenth=tenth) as relay:
         done = fanout(
             *("--dialect", "centrifugo", "--url", relay.url, "--connections", "20", "--rate", "4000"),
