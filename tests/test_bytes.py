@@ -289,7 +289,7 @@ def sendings(draw: st.DrawFn) -> tuple[Stage, bytes]:
     return stage, changed(draw(DATA[stage]), draw(CHANGES)) + draw(st.just(b"") | st.binary(max_size=30))
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=300)
 @given(sending=sendings(), cuts=CUTS)
 @example((Stage.NOTHING_SAID, b"HEAD / HTTP/1.1\r\nHost: elsewhere\r\n\r\n\0"), [])
 def test_any_bytes_at_any_stage(sending: tuple[Stage, bytes], cuts: list[int]) -> None:
@@ -307,7 +307,7 @@ def test_any_bytes_at_any_stage(sending: tuple[Stage, bytes], cuts: list[int]) -
         assert outcome.heard == []
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(stage=st.sampled_from([Stage.BEHIND_THE_HEAD, Stage.OPEN]), data=FRAMES, changes=CHANGES, cuts=CUTS)
 def test_how_bytes_are_cut_makes_no_difference(
     stage: Stage, data: bytes, changes: list[tuple[int, int, bytes]], cuts: list[int]
@@ -317,7 +317,7 @@ def test_how_bytes_are_cut_makes_no_difference(
     assert run(stage, data, cuts).heard == run(stage, data, []).heard
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(
     stage=st.sampled_from([Stage.BEHIND_THE_HEAD, Stage.OPEN]),
     conversation=CONVERSATIONS,
