@@ -14,10 +14,12 @@ PYTEST := $(BIN)/python -m pytest
 serve: $(VENV)/.installed
 	@exec $(BIN)/hubbub serve --port $(PORT)
 
-# Most tests by three workers at once, as many of them wait; then those that measure, alone, and not slowed by coverage,
+# Most tests by four workers at once, as many of them wait; then those that measure, alone, and not slowed by coverage,
 # to which they add nothing: their server is another process. Status 5 says that ARGS asks for no test of that part.
+# Hundreds of processes are started: each must find hubbub compiled, even where the environment says otherwise.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.installed-dev check
-	$(PYTEST) -m "not alone" --numprocesses 3 --dist worksteal --cov --cov-report=term $(ARGS) || test $$? = 5
+	$(PYTEST) -m "not alone" --numprocesses 4 --dist worksteal --cov --cov-report=term $(ARGS) || test $$? = 5
 	$(PYTEST) -m alone $(ARGS) || test $$? = 5
 
 check: $(VENV)/.installed-dev

@@ -482,6 +482,7 @@ lines = altered() | damaged() | good | invented | values.map(json.dumps) | st.te
 texts = st.lists(lines, max_size=5).map("\n".join)
 
 
+@pytest.mark.no_cover  # twice as fast; other tests reach the same lines
 @given(frames=st.lists(texts, min_size=1, max_size=3), connected=st.booleans())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_commands(port: int, frames: list[str], connected: bool) -> None:
@@ -584,6 +585,7 @@ class Core:
         self.hub.flush()
 
 
+@pytest.mark.no_cover  # twice as fast; other tests reach the same lines
 @given(
     frames=st.lists(
         st.tuples(texts.map(str.encode) | damaged().map(str.encode) | st.binary(), st.booleans()), max_size=5
@@ -609,6 +611,7 @@ def test_any_bytes(frames: list[tuple[bytes, bool]], connected: bool, pings: int
     assert core.ear.ended in {None, End.BAD_REQUEST, End.WRONG_FORMAT, End.NOT_AVAILABLE, End.INVALID_TOKEN}
 
 
+@pytest.mark.no_cover  # twice as fast; other tests reach the same lines
 @given(data=values, text=st.booleans(), spaces=st.sampled_from([None, (",", ":"), (" , ", "\t:\r")]))
 @settings(max_examples=300, deadline=None)
 def test_any_value_can_be_said(data: object, text: bool, spaces: tuple[str, str] | None) -> None:

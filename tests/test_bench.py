@@ -121,11 +121,13 @@ class Relay:
 
 
 class StructuredRelay(Relay):
-    """The same in the structured dialect; the publisher of the tenth publication is answered by `tenth`."""
+    """The same in the structured dialect; the publisher of the tenth publication is answered by `tenth`, of its id."""
 
     path = "/connection/websocket"
 
-    def __init__(self, fault: Callable[[list[bytes]], bytes | None], before: int = 0, tenth: bytes = b"") -> None:
+    def __init__(
+        self, fault: Callable[[list[bytes]], bytes | None], before: int = 0, tenth: Callable[[int], bytes] | None = None
+    ) -> None:
         super().__init__(fault)
         self._before, self._tenth = before, tenth
 
@@ -145,7 +147,7 @@ class StructuredRelay(Relay):
             else:
                 replies.append(b'{"id":%d,"publish":{}}' % number)
                 if len(self._frames) == 9 and self._tenth:
-                    replies[-1] = self._tenth
+                    replies[-1] = self._tenth(number)
                 self._push(client, line.partition(b'"data":')[2].removesuffix(b"}}"))
         member.sendall(encode_frame(TEXT, b"\n".join(replies)))
 
@@ -272,19 +274,20 @@ def test_two_dialects_in_turn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "connections", "reason"),
     [
-        (swap, 20, "connection 3 saw another order, from position 9: 10, but connection 0 9"),
-        (lose, 20, "connection 3 lacks 102 of 6120 bytes (102 a delivery)"),
-        (lose, 40, "connection 3 lacks 102 of 3060 bytes (102 a delivery)"),  # one that isn't sampled
-        (duplicate, 20, "connection 3 has 102 too many of 6120 bytes (102 a delivery)"),
+        # On a busy machine publishers may come in another order: it is the relay's that counts.
+        (swap, 20, r"connection 3 saw another order, from position 9: \d+, but connection 0 \d+"),
+        (lose, 20, r"connection 3 lacks 102 of 6120 bytes \(102 a delivery\)"),
+        (lose, 40, r"connection 3 lacks 102 of 3060 bytes \(102 a delivery\)"),  # one that isn't sampled
+        (duplicate, 20, r"connection 3 has 102 too many of 6120 bytes \(102 a delivery\)"),
         (alter, 20, "connection 3 saw another order, from position 9: a frame never published"),
-        (close, 20, "connection 3 was closed by the server (no close code seen) with 9 of "),
+        (close, 20, r"connection 3 was closed by the server \(no close code seen\) with 9 of "),
     ],
 )
 def test_a_result_that_fails_its_check_is_no_result(
     fault: Callable[[list[bytes]], bytes | None], connections: int, reason: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "result.json"
-    deadline = "4" if fault is lose else "60"  # only that one has to wait for it
+    deadline = "2" if fault is lose else "60"  # only that one has to wait for it
     with Relay(fault) as relay:
         done = fanout(
             *("--url", relay.url, "--connections", str(connections), "--rate", "4000", "--seconds", "0.3"),
@@ -292,7 +295,7 @@ def test_a_result_that_fails_its_check_is_no_result(
         )
 
     assert done.returncode == 1
-    assert reason in done.stderr
+    assert re.search(reason, done.stderr)
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert json.loads(file.read_text())["ok"] is False
@@ -301,20 +304,24 @@ def test_a_result_that_fails_its_check_is_no_result(
 @pytest.mark.parametrize(
     ("fault", "tenth", "reason"),
     [
-        (swap, b"", "connection 3 saw another order, from position 9: offset 81 where 80 is due, but connection 0 9"),
-        (lose, b"", "connection 3 lacks 204 of 12271 bytes (204 to 205 a delivery)"),
-        (duplicate, b"", "connection 3 has 204 too many of 12271 bytes (204 to 205 a delivery)"),
-        (alter, b"", "connection 3 saw another order, from position 9: not a push as expected (b'{"),
-        (rename, b"", "from position 9: publisher 9's message in the name of another client, but connection 0 9"),
-        (close, b"", "connection 3 was closed by the server (no close code seen) with 9 of "),
-        (honest, b'{"id":10,"error":{"code":111,"message":"too many requests"}}', "publisher 9 was refused: b'"),
-        (honest, b'{"id":11,"publish":{}}', "publisher 9 was answered 10, not 9"),
+        (swap, None, r"3 saw another order, from position 9: offset 81 where 80 is due, but connection 0 \d+"),
+        (lose, None, r"connection 3 lacks 204 of 12271 bytes \(204 to 205 a delivery\)"),
+        (duplicate, None, r"connection 3 has 204 too many of 12271 bytes \(204 to 205 a delivery\)"),
+        (alter, None, r"connection 3 saw another order, from position 9: not a push as expected \(b'{"),
+        (rename, None, r"position 9: publisher \d+'s message in the name of another client, but connection 0 \d+"),
+        (close, None, r"connection 3 was closed by the server \(no close code seen\) with 9 of "),
+        (honest, lambda number: b'{"id":%d,"error":{"code":111,"message":"too many"}}' % number, "was refused: b'"),
+        (
+            honest,
+            lambda number: b'{"id":%d,"publish":{}}' % (number + 1),
+            r"publisher \d+ was answered (\d+), not (?!\1)\d+",
+        ),
     ],
 )
 def test_a_structured_result_that_fails_its_check_is_no_result(
-    fault: Callable[[list[bytes]], bytes | None], tenth: bytes, reason: str
+    fault: Callable[[list[bytes]], bytes | None], tenth: Callable[[int], bytes] | None, reason: str
 ) -> None:
-    deadline = "3" if fault is lose else "60"
+    deadline = "2" if fault is lose else "60"
     with StructuredRelay(fault, before=70, tenth=tenth) as relay:
         done = fanout(
             *("--dialect", "centrifugo", "--url", relay.url, "--connections", "20", "--rate", "4000"),
@@ -322,7 +329,7 @@ def test_a_structured_result_that_fails_its_check_is_no_result(
         )
 
     assert done.returncode == 1
-    assert reason in done.stderr
+    assert re.search(reason, done.stderr)
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 

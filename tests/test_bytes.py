@@ -12,7 +12,7 @@ from typing import NamedTuple
 import hypothesis.strategies as st
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
@@ -146,7 +146,7 @@ def run(stage: Stage, data: bytes, cuts: Sequence[int]) -> Outcome:
     return outcome
 
 
-def check_answers(received: bytes) -> tuple[list[bytes], int | None]:
+def check_answers(received: bytes, sent: bytes = b"") -> tuple[list[bytes], int | None]:
     """See that it is HTTP, and after a 101 WebSocket; return the messages, and the code of the Close, if there is one.
 
     A Close without a code counts as 1005. Who half-closes without one may be left in the middle of a frame, or of the
@@ -163,6 +163,8 @@ def check_answers(received: bytes) -> tuple[list[bytes], int | None]:
             return check_frames(received)
         assert int(status) in (100, 200, *range(400, 500), 501, 503, 505)
         fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+        if b"HEAD" in sent and received.startswith(b"HTTP/1.1 "):
+            continue  # only the length of a body, and then the next answer
         received = received[int(fields.get(b"content-length", 0)) :]
     return [], None
 
@@ -287,14 +289,15 @@ def sendings(draw: st.DrawFn) -> tuple[Stage, bytes]:
     return stage, changed(draw(DATA[stage]), draw(CHANGES)) + draw(st.just(b"") | st.binary(max_size=30))
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=300)
 @given(sending=sendings(), cuts=CUTS)
+@example((Stage.NOTHING_SAID, b"HEAD / HTTP/1.1\r\nHost: elsewhere\r\n\r\n\0"), [])
 def test_any_bytes_at_any_stage(sending: tuple[Stage, bytes], cuts: list[int]) -> None:
     """They harm their sender, if anybody; and how they are cut makes no difference to what is published."""
     stage, data = sending
     outcome = run(stage, data, cuts)
     assert outcome.seconds <= SECONDS_MAX
-    _, code = check_answers(outcome.received)
+    _, code = check_answers(outcome.received, data)
     assert code is None or code == 1005 or code in LEGAL_CODES
     if stage is Stage.AFTER_OUR_CLOSE:
         assert code == 1001
@@ -304,7 +307,7 @@ def test_any_bytes_at_any_stage(sending: tuple[Stage, bytes], cuts: list[int]) -
         assert outcome.heard == []
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(stage=st.sampled_from([Stage.BEHIND_THE_HEAD, Stage.OPEN]), data=FRAMES, changes=CHANGES, cuts=CUTS)
 def test_how_bytes_are_cut_makes_no_difference(
     stage: Stage, data: bytes, changes: list[tuple[int, int, bytes]], cuts: list[int]
@@ -314,7 +317,7 @@ def test_how_bytes_are_cut_makes_no_difference(
     assert run(stage, data, cuts).heard == run(stage, data, []).heard
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(
     stage=st.sampled_from([Stage.BEHIND_THE_HEAD, Stage.OPEN]),
     conversation=CONVERSATIONS,

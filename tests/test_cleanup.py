@@ -239,12 +239,13 @@ ENDINGS = {
         gap=3.0,
         settings={"ping_seconds": 0.5, "pong_seconds_max": 1.5},
     ),
-    "oversize": Ending(by_oversize, frozenset({End.MESSAGE_TOO_LARGE}), together=250),
+    "oversize": Ending(by_oversize, frozenset({End.MESSAGE_TOO_LARGE}), together=500),
     "violation": Ending(by_violation, frozenset({End.PROTOCOL_ERROR})),
     "eviction": Ending(
         by_not_reading,
         frozenset({End.SLOW_CONSUMER}),
-        gap=0.02,
+        together=200,  # each lot waits for the deadlines of an end
+        gap=0.04,
         padding=PADDING,
         # Room for what is said while a newcomer isn't let in yet, but far less than what is said to each.
         settings={"message_bytes_max": 65_536, "outbox_bytes_max": EVICTION_BYTES // 3},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks need Linux"), pytest.mark.alone]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks need Linux")
 
 BENCH = Path(__file__).parent.parent / "bench"
 

@@ -21,6 +21,8 @@ from hubbub.model.publication import Position, Presence, Publication
 from hubbub.model.subscriber import Subscriber
 from test_dialect_properties import StructuredLife
 
+pytestmark = pytest.mark.no_cover  # twice as fast; other tests reach the same lines
+
 
 def newcomers_hear_what_waited(patch: pytest.MonkeyPatch) -> None:
     subscribe = Rooms.subscribe

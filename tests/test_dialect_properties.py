@@ -8,6 +8,7 @@ each pass: exactly that, in that order, and nothing else.
 import sys
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -15,6 +16,8 @@ from dialect_driver import KEY_SECONDS, META_SECONDS, ROOMS, SECONDS, Client, Pl
 from dialect_world import World
 from hubbub.core.frames import BINARY, TEXT
 from known import commands_of
+
+pytestmark = pytest.mark.no_cover  # twice as fast; other tests reach the same lines
 
 USERS = ("ann", "ann", "bob", "")
 SLOTS = st.integers(0, len(USERS) - 1)

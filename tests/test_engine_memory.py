@@ -6,6 +6,7 @@ At the end random lives of it, against a model that keeps everything in lists.
 import itertools
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -102,6 +103,29 @@ def test_room_names_cannot_be_used_up() -> None:
         engine.append(f"room {number}", b"x", TEXT, float(number))
     assert engine.statistics().histories == 5
     assert [stored(engine, f"room {number}", 50.0) for number in (0, 1, 49)] == [[b"x"]] * 3
+
+
+@pytest.mark.no_cover  # twice as fast; other tests reach the same lines
+@pytest.mark.parametrize(("in_use", "names"), [(0, 100_000), (999, 25_000)])
+def test_very_many_names(in_use: int, names: int) -> None:
+    """Each with a message, while some rooms stay in use: those keep their places, and the bounds hold.
+
+    How many there are at most is settled by the first fifth.
+    """
+    kept = {f"kept {number}" for number in range(in_use)}
+    engine = make_engine(kept, rooms_max=1000, histories_bytes_max=4 * 2**20)
+    positions = {room: engine.recent(room, 0, 0.0).position for room in kept}
+    most, settled = 0, 0
+    for number in range(names):
+        engine.append(f"name {number}", bytes(5_000), Kind.BINARY, 1.0 + number / 1000)
+        if number % 100 == 0:
+            statistics = engine.statistics()
+            most = max(most, statistics.histories)
+            assert statistics.history_bytes <= 4 * 2**20
+        if number == names // 5:
+            settled = most
+    assert most == settled <= 1000 + 64
+    assert {room: engine.recent(room, 0, 200.0).position for room in kept} == positions
 
 
 def test_a_full_house_in_use_still_accepts() -> None:
@@ -408,4 +432,4 @@ class EngineLife(RuleBasedStateMachine):
 
 
 EngineLife.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
-test_life_of_an_engine = EngineLife.TestCase
+test_life_of_an_engine = pytest.mark.no_cover(EngineLife.TestCase)  # twice as fast; other tests reach the same lines

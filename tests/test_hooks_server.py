@@ -302,8 +302,9 @@ async def test_notices_at_a_stop() -> None:
 async def test_bystanders_do_not_wait(seconds: float) -> None:
     """While a hundred clients wait for a slow back end, or a dead one, others are heard as soon as before."""
     figures: list[tuple[float, float]] = []
-    for _ in range(4):
-        figures.append(await _attempt(seconds))
+    for number in range(4):
+        # How it is without such a back end matters only where it is felt: it is measured from the second time on.
+        figures.append(await _attempt(seconds, compare=number > 0))
         quiet, meanwhile = figures[-1]
         if meanwhile <= max(0.03, 3 * quiet):
             break
@@ -312,7 +313,8 @@ async def test_bystanders_do_not_wait(seconds: float) -> None:
     sys.stdout.write(f"bystanders' p99 without and with a back end of {seconds} s: {figures}\n")  # shown by pytest -rP
 
 
-async def _attempt(seconds: float) -> tuple[float, float]:
+async def _attempt(seconds: float, *, compare: bool) -> tuple[float, float]:
+    """Return the bystanders' p99 without such a back end, 0 unless they are to be compared, and with it."""
     async with open_backend() as backend:
         settings = hooks(backend, "connect", "subscribe", "notices", ask_publish="false", log_level="error")
         with open_daemon(**settings, drain_seconds_max=1) as daemon:
@@ -322,7 +324,7 @@ async def _attempt(seconds: float) -> tuple[float, float]:
                 trio.open_nursery() as nursery,
             ):
                 bystanders, rng = Bystanders(talker, listener), random.Random(0)
-                quiet = await bystanders.talk(2.0)
+                quiet = await bystanders.talk(2.0) if compare else [0.0, 0.0]
                 backend.delay(seconds, {})
 
                 async def come_and_wait() -> None:

@@ -105,11 +105,26 @@ def p99(values: list[float]) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[-1]
 
 
+class House(msgspec.Struct):
+    """The daemon, and what its metrics said before the first attack, with the bystanders there."""
+
+    daemon: Daemon
+    base_line: dict[str, float] = {}
+
+
+@pytest.fixture(scope="module")
+def house() -> Iterator[House]:
+    """One daemon takes all the attacks, one after the other; in the end it stops in good order."""
+    with open_daemon(log_level="warning", **SOON_GONE, **DEFAULTS) as daemon:
+        yield House(daemon)
+
+
 @pytest.mark.parametrize("name", ATTACKS)
-async def test_bystanders_go_on(name: str) -> None:
+async def test_bystanders_go_on(house: House, name: str) -> None:
     figures: list[tuple[float, float]] = []
-    for _ in range(ATTEMPTS):
-        quiet, attacked = await _attempt(name)
+    for number in range(ATTEMPTS):
+        # How it is without the attack matters only where the attack is felt: it is measured from the second time on.
+        quiet, attacked = await _attempt(house, name, compare=number > 0)
         figures.append((quiet, attacked))
         if attacked <= max(P99_SECONDS_MAX, P99_TIMES_MAX * quiet):
             break
@@ -118,18 +133,23 @@ async def test_bystanders_go_on(name: str) -> None:
     sys.stdout.write(f"bystanders' p99 without and with {name}, seconds: {figures}\n")  # shown by pytest -rP
 
 
-async def _attempt(name: str) -> tuple[float, float]:
-    """Run the attack once, check everything but the pace; return the bystanders' p99 without and with it."""
-    with open_daemon(log_level="warning", **SOON_GONE, **DEFAULTS) as daemon:
-        async with open_peer(daemon.port, "/chat/quiet") as talker, open_peer(daemon.port, "/chat/quiet") as listener:
-            bystanders = Bystanders(talker, listener)
-            before = await _read_base_line(daemon)
+async def _attempt(house: House, name: str, *, compare: bool) -> tuple[float, float]:
+    """Run the attack once, check everything but the pace; return the bystanders' p99 without and with it.
+
+    Without it, 0 unless they are to be compared.
+    """
+    daemon, quiet = house.daemon, [0.0, 0.0]
+    async with open_peer(daemon.port, "/chat/quiet") as talker, open_peer(daemon.port, "/chat/quiet") as listener:
+        bystanders = Bystanders(talker, listener)
+        house.base_line = house.base_line or await _read_base_line(daemon)
+        before = await _read(daemon)
+        if compare:
             with _running("-c", BUSY):
                 quiet = await bystanders.talk(QUIET_SECONDS)
-            with _running("-m", "hostile.attacks", name, str(daemon.port), str(SECONDS)) as attackers:
-                attacked = await bystanders.talk(SECONDS + START_SECONDS)
-                seen = await trio.to_thread.run_sync(lambda: json.loads(attackers.communicate(timeout=SECONDS_MAX)[0]))
-            after = await _until_base_line(daemon, before)
+        with _running("-m", "hostile.attacks", name, str(daemon.port), str(SECONDS)) as attackers:
+            attacked = await bystanders.talk(SECONDS + START_SECONDS)
+            seen = await trio.to_thread.run_sync(lambda: json.loads(attackers.communicate(timeout=SECONDS_MAX)[0]))
+        after = await _until_base_line(daemon, house.base_line)
     assert grown(before, after, "hubbub_internal_errors_total") == 0
     assert seen["begun"] >= ATTACKS[name].clients, seen
     assert "refused 0" not in seen, seen

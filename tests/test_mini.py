@@ -117,6 +117,7 @@ NO_WAIT = ('await to_hub.send(line + b"\\n")', 'to_hub.send_nowait(line + b"\\n"
 NO_BOUND = ("[bytes | Subscriber](WAITING)", '[bytes | Subscriber](float("inf"))')
 
 
+@pytest.mark.no_cover  # twice as fast; other tests reach the same lines
 async def test_rung_2_waits_in_the_reader() -> None:
     await passes(a_bystander_gets_a_word_in)
     # Without waiting, the 65th line of a chunk finds the hub's memory channel full.
@@ -179,6 +180,7 @@ async def a_client_stops_reading(module: ModuleType, patience: float = PATIENCE)
         assert got == lines[: len(got)]
 
 
+@pytest.mark.no_cover  # twice as fast; other tests reach the same lines
 async def test_rung_4_never_waits_in_the_fan_out() -> None:
     await passes(a_client_stops_reading)
     patient_hub = variant(nowait=("outbox.send_nowait(item)", "await outbox.send(item)"))
@@ -186,6 +188,7 @@ async def test_rung_4_never_waits_in_the_fan_out() -> None:
     assert {type(error) for error in errors} == {trio.TooSlowError}
 
 
+@pytest.mark.no_cover  # twice as fast; other tests reach the same lines
 async def test_rung_5_evicts_by_cancelling() -> None:
     # To drop the line only, or to close the outbox only, does not reach a writer that waits on TCP.
     evict = "scope.cancel()  # evict the slow consumer"
@@ -218,6 +221,7 @@ async def ten_publishers_flood(module: ModuleType) -> None:
         assert backlog <= 64, f"{backlog} lines waited"
 
 
+@pytest.mark.no_cover  # twice as fast; other tests reach the same lines
 async def test_rung_6_bounds_what_waits_for_the_hub_task() -> None:
     await passes(ten_publishers_flood)
     [error] = await failure(ten_publishers_flood, variant(bound=NO_BOUND))

@@ -23,8 +23,6 @@ from hubbub.core.frames import CLOSE, CONTINUATION, FIN, PING, PONG, TEXT
 from peers import client_frame, close_payload, connect, handshake, open_peer, reset
 from servers import Daemon, open_daemon
 
-pytestmark = pytest.mark.alone  # six hundred sockets at once, each with a deadline
-
 PLAY_SECONDS_MAX = 60.0
 LAST = b"the end"
 LAST_FRAME = bytes((FIN | TEXT, len(LAST))) + LAST
@@ -430,11 +428,13 @@ def daemon() -> Iterator[Daemon]:
         yield daemon
 
 
+@pytest.mark.alone  # six hundred sockets at once, each with a deadline
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_everyone_receives_everything_in_one_order(daemon: Daemon, seed: int) -> None:
     await perform(tcp_to(daemon.port), f"calm-{seed}", Cast(publishers=100, subscribers=500), seed)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("seed", [3, 4])
 async def test_whoever_stays_receives_everything_whatever_the_others_do(daemon: Daemon, seed: int) -> None:
     evicted = 'hubbub_connections_ended_total{reason="slow_consumer"}'

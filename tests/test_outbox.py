@@ -169,6 +169,7 @@ async def test_after_the_close_nothing_is_taken() -> None:
         assert len(rig.peer.inbound) == 0
 
 
+@pytest.mark.no_cover  # twice as fast; other tests reach the same lines
 @given(
     sizes=st.lists(st.integers(4, 300), min_size=1, max_size=12),
     joined=st.integers(1, 4),

@@ -5,13 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from apis import ALL, KEYS, PUBLISH, READ
 from peers import open_peer
-from servers import elsewhere, open_daemon
+from servers import Daemon, elsewhere, open_daemon
 from structured import open_structured
 from test_shutdown import free_port
 
@@ -36,30 +37,35 @@ def publish(*arguments: str, **environ: str) -> "subprocess.CompletedProcess[str
     return result
 
 
-async def test_text_and_json() -> None:
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    """One daemon for all, in which each test has a room of its own."""
     with open_daemon(**SETTINGS) as daemon:
-        async with open_peer(daemon.port) as plain, open_structured(daemon.port) as client:
-            await client.ask("subscribe", channel="chat")
-            for key in (ALL, PUBLISH):
-                result = await elsewhere(lambda key=key: publish("chat", "hello", "--url", daemon.url, f"KEY={key}"))  # type: ignore[misc]
-                assert result.returncode == 0, result.stderr
-                assert result.stdout.startswith("room chat, offset ")
-                assert ", epoch " in result.stdout
-                assert await plain.receive() == "hello"
-                assert (await client.publication("chat"))["data"] == "hello"
-            data = '{"a": [1, "ü"]}'
-            flags = ("--json", "--url", f"{daemon.url}/api/")
-            result = await elsewhere(lambda: publish("chat", data, *flags, HUBBUB_API_KEY=PUBLISH))
-            assert result.returncode == 0
-            assert (await client.publication("chat"))["data"] == json.loads(data)
+        yield daemon
 
 
-def test_idempotency_key() -> None:
-    with open_daemon(**SETTINGS) as daemon:
-        flags = ("--url", daemon.url, f"KEY={ALL}", "--idempotency-key", "k")
-        first, second = publish("chat", "a", *flags), publish("chat", "a", *flags)
-        assert first.stdout == second.stdout
-        assert "offset 1," in first.stdout
+async def test_text_and_json(daemon: Daemon) -> None:
+    async with open_peer(daemon.port) as plain, open_structured(daemon.port) as client:
+        await client.ask("subscribe", channel="chat")
+        for key in (ALL, PUBLISH):
+            result = await elsewhere(lambda key=key: publish("chat", "hello", "--url", daemon.url, f"KEY={key}"))  # type: ignore[misc]
+            assert result.returncode == 0, result.stderr
+            assert result.stdout.startswith("room chat, offset ")
+            assert ", epoch " in result.stdout
+            assert await plain.receive() == "hello"
+            assert (await client.publication("chat"))["data"] == "hello"
+        data = '{"a": [1, "ü"]}'
+        flags = ("--json", "--url", f"{daemon.url}/api/")
+        result = await elsewhere(lambda: publish("chat", data, *flags, HUBBUB_API_KEY=PUBLISH))
+        assert result.returncode == 0
+        assert (await client.publication("chat"))["data"] == json.loads(data)
+
+
+def test_idempotency_key(daemon: Daemon) -> None:
+    flags = ("--url", daemon.url, f"KEY={ALL}", "--idempotency-key", "k")
+    first, second = publish("again", "a", *flags), publish("again", "a", *flags)
+    assert first.stdout == second.stdout
+    assert "offset 1," in first.stdout
 
 
 def test_settings_say_where_and_with_which_key(tmp_path: Path) -> None:
@@ -85,9 +91,8 @@ def test_settings_say_where_and_with_which_key(tmp_path: Path) -> None:
         (["", "hello", f"KEY={ALL}"], "refused: bad request: room name has 0 characters"),
     ],
 )
-def test_what_the_server_refuses(arguments: list[str], says: str) -> None:
-    with open_daemon(**SETTINGS) as daemon:
-        result = publish(*arguments, "--url", daemon.url)
+def test_what_the_server_refuses(daemon: Daemon, arguments: list[str], says: str) -> None:
+    result = publish(*arguments, "--url", daemon.url)
     assert (result.returncode, result.stderr) == (1, "")
     assert result.stdout.startswith(says)
 

@@ -189,10 +189,12 @@ async def test_a_fuller_room_has_slower_talkers(autojump_clock: MockClock) -> No
 
 
 async def test_bytes_have_a_rate_of_their_own(autojump_clock: MockClock) -> None:
+    """However much is read at once: it is paid for before anything else is read."""
     limits: dict[str, object] = {"publication_bytes_per_second_max": 10_000, "publication_bytes_burst_max": 10_000}
     async with open_house(0, **PATIENT, **limits) as house:
         peer, _ = await house.connect()
         seconds = await pace(house, peer, [f"{number:01000}" for number in range(60)])
+        seconds += await pace(house, peer, ["and this, too"])
         assert seconds == pytest.approx((60 - 10) / 10, abs=OFF_SECONDS)
 
 

@@ -169,4 +169,4 @@ class ReturningClients(RuleBasedStateMachine):
 
 
 ReturningClients.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
-test_returning_clients = ReturningClients.TestCase
+test_returning_clients = pytest.mark.no_cover(ReturningClients.TestCase)  # twice as fast; others reach the same lines

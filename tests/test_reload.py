@@ -307,23 +307,30 @@ BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reloadable]:
+    """One daemon that is told all the mistakes, and is none the worse for it."""
+    with open_reloadable(tmp_path_factory.mktemp("patient"), "") as server:
+        yield server
+
+
 @pytest.mark.parametrize("name", BROKEN)
-async def test_broken_file(name: str, tmp_path: Path) -> None:
+async def test_broken_file(name: str, patient: Reloadable) -> None:
     """Each mistake is logged, nothing changes, not even what is right, and the next good file is taken."""
     toml, mistakes = BROKEN[name]
-    with open_reloadable(tmp_path, "") as server:
-        async with open_peer(server.daemon.port) as peer:
-            entry = await server.reload(toml, "reload failed; nothing is changed")
-            assert entry["level"] == "error"
-            assert isinstance(entry["why"], list)
-            assert len(entry["why"]) == len(mistakes)
-            for mistake in mistakes:
-                (line,) = [line for line in entry["why"] if mistake in line]
-                assert line.startswith(f"{server.file}: ")
-            await said(peer, 2000 * "x")
-            async with open_peer(server.daemon.port) as another_peer:
-                await said(another_peer, 2000 * "x")
-            assert (await server.reload("message_bytes_max = 1000"))["changed"] == ["message_bytes_max"]
+    await patient.reload("")
+    async with open_peer(patient.daemon.port) as peer:
+        entry = await patient.reload(toml, "reload failed; nothing is changed")
+        assert entry["level"] == "error"
+        assert isinstance(entry["why"], list)
+        assert len(entry["why"]) == len(mistakes)
+        for mistake in mistakes:
+            (line,) = [line for line in entry["why"] if mistake in line]
+            assert line.startswith(f"{patient.file}: ")
+        await said(peer, 2000 * "x")
+        async with open_peer(patient.daemon.port) as another_peer:
+            await said(another_peer, 2000 * "x")
+        assert (await patient.reload("message_bytes_max = 1000"))["changed"] == ["message_bytes_max"]
 
 
 async def test_file_that_is_gone(tmp_path: Path) -> None:
@@ -418,23 +425,36 @@ BREAKS: dict[str, Callable[[Path, Certificate], object]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def tls_patient(
+    tmp_path_factory: pytest.TempPathFactory, certificates: tuple[Certificate, Certificate]
+) -> Iterator[Reloadable]:
+    """The same over TLS."""
+    with open_tls_reloadable(tmp_path_factory.mktemp("patient"), certificates[0]) as server:
+        yield server
+
+
 @pytest.mark.parametrize("name", BREAKS)
-async def test_broken_certificate(name: str, tmp_path: Path, certificates: tuple[Certificate, Certificate]) -> None:
+async def test_broken_certificate(
+    name: str, tls_patient: Reloadable, certificates: tuple[Certificate, Certificate]
+) -> None:
     """The old one stays in use, and nothing else changes either."""
     old, new = certificates
-    with open_tls_reloadable(tmp_path, old) as server:
-        BREAKS[name](tmp_path, new)
-        with server.file.open("a") as file:
-            file.write("\nmessage_bytes_max = 1000")
-        entry = await server.hang_up("reload failed; nothing is changed")
-        assert isinstance(entry["why"], list)
-        assert len(entry["why"]) == 1
-        assert "cert.pem" in entry["why"][0]
-        async with open_tls_peer(server.daemon.port, old.client) as peer:
-            await said(peer, 2000 * "x")
-        new.write(tmp_path)
-        assert (await server.hang_up())["changed"] == ["message_bytes_max"]
-        assert await is_trusted_by(new, server.daemon.port)
+    server, folder = tls_patient, tls_patient.file.parent
+    good = server.file.read_text().partition("\nmessage_bytes_max")[0]
+    old.write(folder)
+    await server.reload(good)
+    assert await is_trusted_by(old, server.daemon.port)
+    BREAKS[name](folder, new)
+    entry = await server.reload(f"{good}\nmessage_bytes_max = 1000", "reload failed; nothing is changed")
+    assert isinstance(entry["why"], list)
+    assert len(entry["why"]) == 1
+    assert "cert.pem" in entry["why"][0]
+    async with open_tls_peer(server.daemon.port, old.client) as peer:
+        await said(peer, 2000 * "x")
+    new.write(folder)
+    assert (await server.hang_up())["changed"] == ["message_bytes_max"]
+    assert await is_trusted_by(new, server.daemon.port)
 
 
 async def test_another_certificate_file_needs_a_restart(

@@ -7,6 +7,8 @@ from playwright.sync_api import Page, WebSocketRoute, expect
 
 from browser.daemon import Daemon
 
+pytestmark = pytest.mark.no_cover  # twice as fast; the server is another process
+
 Window = Callable[[], Page]
 
 SEND_AS_A_PLAIN_CLIENT = """async ([room, messages]) => {

@@ -20,6 +20,8 @@ from signing import SECRET, in_seconds, sign
 from test_by_server import carry_out, publish, remove
 from test_tokens import wire_settings
 
+pytestmark = pytest.mark.no_cover  # twice as fast; other tests reach the same lines
+
 SOON_SECONDS = 0.05
 """How long clients stay away where nothing needs to happen meanwhile."""
 TTL_SECONDS = 1.0

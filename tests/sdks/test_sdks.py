@@ -15,6 +15,8 @@ from peers import Peer, open_peer
 from sdks.sdk import KINDS, Sdk, SdkError, command_of, open_sdks
 from servers import Server, open_daemon, open_server
 
+pytestmark = pytest.mark.no_cover  # twice as fast; other tests reach the same lines
+
 LONGER_SECONDS = 1.5
 """How long clients stay away where something must be over before they come back."""
 QUIET_SECONDS = 0.3
