@@ -715,7 +715,7 @@ def test_what_publishers_show_of_themselves_is_counted(run: bool) -> None:
     each = 1 + 1000 + 500 + PUBLICATION_OVERHEAD_BYTES
     engine = make_engine(history_bytes_max=3 * each, history_size=100)
     if run:
-        engine.append_all("room", [b"x"] * 10, Kind.TEXT, 0.0, ann)
+        engine.append_all("room", [b"x"] * 10, Kind.TEXT, 0.0, [ann] * 10)
     else:
         for _ in range(10):
             engine.append("room", b"x", Kind.TEXT, 0.0, ann)

@@ -76,7 +76,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("log_format = []", f"log_format: got [], allowed: {ALLOWED_FORMATS}"),
         ("rooms_max = 0", "rooms_max: got 0, allowed: an integer from 1 to 10000000"),
         ("head_bytes_max = 255", "head_bytes_max: got 255, allowed: an integer from 256 to 1073741824"),
-        ("gather_passes_max = 17", "gather_passes_max: got 17, allowed: an integer from 0 to 16"),
+        ("gather_passes_max = 65", "gather_passes_max: got 65, allowed: an integer from 0 to 64"),
         ("ping_seconds = 0", "ping_seconds: got 0, allowed: a number from 0.001 to 86400"),
         ("ping_seconds = -1.5", "ping_seconds: got -1.5, allowed: a number from 0.001 to 86400"),
         ("ping_seconds = inf", "ping_seconds: got Infinity, allowed: a number from 0.001 to 86400"),

@@ -27,7 +27,7 @@ from hubbub.auth.keys import KeyRing
 from hubbub.auth.proxies import is_loopback, is_trusted, parse_networks
 from hubbub.collector import tune_collector
 from hubbub.config import Settings, change
-from hubbub.connection.poller import open_poller
+from hubbub.connection.poller import Poller, open_poller
 from hubbub.connection.proxy_header import receive_proxy_header
 from hubbub.connection.transport import TcpTransport, TlsTransport, Transport
 from hubbub.core.proxy_protocol import ProxyProtocolError
@@ -67,7 +67,7 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
     settings = running.settings
     fit_file_limit(settings)
     slots = trio.Semaphore(settings.connections_max + settings.connections_spare)
-    with contextlib.ExitStack() as listening_sockets:
+    with contextlib.ExitStack() as listening_sockets, polling(running) as poller:
         listeners = open_listeners(settings.host, settings.port)
         for listener in listeners:
             listening_sockets.enter_context(listener)
@@ -75,7 +75,6 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
         running.addresses = [listener.getsockname()[0] for listener in listeners]
         check_open(settings, running.addresses)
         async with trio.open_nursery() as watching:
-            poller = None if running.tls else listening_sockets.enter_context(open_poller())
             async with open_node(settings, random.Random(), poller) as (node, connections):
 
                 def start(connected: socket.socket, peer: str) -> None:
@@ -174,6 +173,11 @@ async def serve_socket(
                 await node.front_door.serve(transport, client, local_address)
     finally:
         slots.release()
+
+
+def polling(running: Running) -> contextlib.AbstractContextManager[Poller | None]:
+    """Open what reads the connections' sockets; TLS is read by Trio."""
+    return contextlib.nullcontext() if running.tls else open_poller()
 
 
 def open_transport(node: Node, running: Running, connected: socket.socket) -> Transport:

@@ -304,10 +304,10 @@ class World:
             return publication
 
         def recorded_append_all(
-            room: str, messages: Sequence[bytes], kind: Kind, now: float, publisher: Member | None = None
+            room: str, messages: Sequence[bytes], kind: Kind, now: float, publishers: Sequence[Member | None]
         ) -> list[Publication]:
-            publications = append_all(room, messages, kind, now, publisher)
-            for publication in publications:
+            publications = append_all(room, messages, kind, now, publishers)
+            for publication, publisher in zip(publications, publishers, strict=True):
                 label = label_of(publication)
                 assert publisher is not None
                 accepted = self.members[publisher.client].accept(self.rooms[room], label, kind, publication.data)

@@ -151,21 +151,21 @@ class Session:
             self._on_end(End.INTERNAL_ERROR)
         self.handing_over = False
 
-    def receive_nowait(self, data: bytes, binary: bool) -> bool:
-        """Take one message if nobody has to wait for anything; else return False, having done nothing."""
-        command = self._conversation.receive_nowait(data, binary)
-        if command is None:
+    def receive_nowait(self, messages: Sequence[bytes], binary: bool) -> bool:
+        """Take messages that came at once, if nobody has to wait for anything; else do nothing, and return False."""
+        run = self._conversation.receive_run(messages, binary)
+        if run is None:
             return False
-        weight = self._occupancy(command.room) / self._settings.rate_occupancy
+        weight = self._occupancy(run.room) / self._settings.rate_occupancy
         if weight < 1.0:
             weight = 1.0
-        size = len(data) * weight
-        if self._publications.spend_leased(weight):
+        count, size = len(messages) * weight, sum(map(len, messages)) * weight
+        if self._publications.spend_leased(count):
             if self._bytes.spend_leased(size):
-                if self._inbox.put_nowait(command):
+                if self._inbox.put_nowait(run):
                     return True
                 self._bytes.spend_leased(-size)
-            self._publications.spend_leased(-weight)
+            self._publications.spend_leased(-count)
         return False
 
     async def receive_run(self, messages: Sequence[bytes], binary: bool) -> None:

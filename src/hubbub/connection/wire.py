@@ -9,6 +9,7 @@ Rules:
 2. Complete, ordinary data frames (FIN, no RSV, masked, minimal length, valid UTF-8) go straight to the session, and
    well-formed pings are answered, here: 2 µs instead of 60. All else goes to trio-websocket: Closes, fragments, and
    the verdict on whatever is malformed. (A ping that it would come to after our Close would be an error there.)
+   Where a read is nothing but short ones, and none has to wait, the reader isn't even woken (`take`).
 3. Nothing overtakes: while a message is on its way through trio-websocket, later ones go that way too.
 4. The first byte that is neither an ordinary frame nor a fragment nor a well-formed control frame closes the short
    way for good: from there on trio-websocket gets the bytes as they come.
@@ -53,6 +54,9 @@ from hubbub.core.frames import (
 )
 from hubbub.core.rate import Bucket
 from hubbub.model.end import End
+
+TAKEN_BYTES_MAX = 4096
+"""A longer read isn't taken where it is read: it is many messages, or long ones, and worth waking the reader for."""
 
 RUN_MESSAGE_BYTES_MAX = 1024
 """Longer messages are handed over one by one: they cost by their bytes, and a reader that waits would hold more."""
@@ -179,20 +183,16 @@ class Wire(trio.abc.Stream):
             data = b""  # or an idle connection would hold what it last received
 
     def take(self, data: bytes) -> bool:
-        """Deal with what is one ordinary message for which nothing has to be waited, at once; else return False."""
+        """Deal with what is nothing but short, ordinary messages, if none has to wait; else touch nothing: False."""
         first = data[0]
-        if not self._calm or (first != _TEXT_WHOLE and first != _BINARY_WHOLE):
+        if not self._calm or len(data) > TAKEN_BYTES_MAX or (first != _TEXT_WHOLE and first != _BINARY_WHOLE):
             return False
-        try:
-            span = measure_client_frame(data, 0)
-            if span is None or span[1] != len(data) or span[1] - span[0] > self._settings.message_bytes_max:
-                return False
-            payload = unmask(data, *span)
-            if not (first == _BINARY_WHOLE or _is_utf8(payload)):
-                return False
-            if not self._session.receive_nowait(payload, first == _BINARY_WHOLE):
-                return False
-        except MalformedFrameError:
+        settings = self._settings
+        bytes_max = min(RUN_MESSAGE_BYTES_MAX, settings.message_bytes_max)
+        payloads, stop = read_run(data, 0, settings.frames_at_once_max, bytes_max)
+        if stop < len(data) or not (first == _BINARY_WHOLE or all(map(_is_utf8, payloads))):
+            return False
+        if not self._session.receive_nowait(payloads, first == _BINARY_WHOLE):
             return False
         self.heard = True
         self.bytes_received += len(data)

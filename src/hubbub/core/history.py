@@ -75,22 +75,21 @@ class History:
         self,
         messages: Sequence[bytes],
         kind: Kind,
-        publisher: Member | None,
+        publishers: Sequence[Member | None],
         now: float,
         *,
         size_max: int,
         bytes_max: int,
     ) -> list[Publication]:
         """As `append`, for several, one after the other."""
-        first, stored = self._offset + 1, size_max > 0
+        first, stored, room, epoch = self._offset + 1, size_max > 0, self.room, self.epoch
         self._offset += len(messages)
         self.touched = now
         publications = [
-            Publication(self.room, self.epoch, offset, data, kind, now, stored, publisher)
-            for offset, data in enumerate(messages, first)
+            Publication(room, epoch, offset, data, kind, now, stored, publisher)
+            for offset, (data, publisher) in enumerate(zip(messages, publishers, strict=True), first)
         ]
-        size = sum(map(len, messages)) + len(messages) * (_size(publications[0]) - len(messages[0]))
-        self._keep(publications, size, size_max, bytes_max)
+        self._keep(publications, sum(map(_size, publications)), size_max, bytes_max)
         return publications
 
     def recent(self, limit: int) -> list[Publication]:

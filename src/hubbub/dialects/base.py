@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from hubbub.model.command import Command, Publish, PublishRun, Reply, Subscribe
+from hubbub.model.command import Command, PublishRun, Reply, Subscribe
 from hubbub.model.end import Disconnect, End
 from hubbub.model.publication import Member, Position, Presence, Publication
 from hubbub.model.question import Ask
@@ -59,10 +59,6 @@ class Conversation(Protocol):
 
         An exception is a bug here, never the peer's doing.
         """
-        ...
-
-    def receive_nowait(self, data: bytes, binary: bool) -> Publish | None:
-        """Return the one command of a message, if it is a publication and needs no answer; else None."""
         ...
 
     def receive_run(self, messages: Sequence[bytes], binary: bool) -> PublishRun | None:

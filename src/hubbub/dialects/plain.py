@@ -119,18 +119,15 @@ class PlainConversation:
 
     def receive(self, data: bytes, binary: bool) -> Sequence[Command | Ask]:
         """Return the one command that a message is: publish it."""
-        command = self._publish(data, binary)
+        kind = _BINARY_KIND if binary else _TEXT_KIND
+        command = Publish(self.room, data, kind, self.member, asker=self._subscriber)
         if not self._asks("publish", self.room):
             return (command,)
         question = self._question("publish", self.room, encode_as_json(command.data, command.kind))
         return (Ask(question, partial(self._published, command)),)
 
-    def receive_nowait(self, data: bytes, binary: bool) -> Publish | None:
-        """Return the one command that a message is, unless the back end is to be asked about it."""
-        return None if self._asks("publish", self.room) else self._publish(data, binary)
-
     def receive_run(self, messages: Sequence[bytes], binary: bool) -> PublishRun | None:
-        """Return the one command that several messages are, unless the back end is to be asked about each."""
+        """Return the one command that messages are, unless the back end is to be asked about each."""
         if self._asks("publish", self.room):
             return None
         kind = _BINARY_KIND if binary else _TEXT_KIND
@@ -169,10 +166,6 @@ class PlainConversation:
         self._ends_at = ends_at
         if info:
             self._introduce(self.member.user, info)
-
-    def _publish(self, data: bytes, binary: bool) -> Publish:
-        kind = _BINARY_KIND if binary else _TEXT_KIND
-        return Publish(self.room, data, kind, self.member, asker=self._subscriber)
 
     def _question(self, what: Asked, room: str, data: bytes = b"") -> Question:
         return Question(what, self.member.client, self.member.user, PlainDialect.name, room, data)

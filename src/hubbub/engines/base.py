@@ -51,9 +51,9 @@ class Engine(Protocol):
         ...
 
     def append_all(
-        self, room: str, messages: Sequence[bytes], kind: Kind, now: float, publisher: Member | None = None
+        self, room: str, messages: Sequence[bytes], kind: Kind, now: float, publishers: Sequence[Member | None]
     ) -> list[Publication]:
-        """Accept several publications, one after the other."""
+        """Accept several publications, one after the other, each with its publisher."""
         ...
 
     def read(self, room: str, now: float, since: int | None = None, limit: int = 0, reverse: bool = False) -> Slice:

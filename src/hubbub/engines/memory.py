@@ -105,14 +105,14 @@ class MemoryEngine:
         return publication
 
     def append_all(
-        self, room: str, messages: Sequence[bytes], kind: Kind, now: float, publisher: Member | None = None
+        self, room: str, messages: Sequence[bytes], kind: Kind, now: float, publishers: Sequence[Member | None]
     ) -> list[Publication]:
-        """Accept several publications, one after the other."""
+        """Accept several publications, one after the other, each with its publisher."""
         history, order = self._histories.get(room) or self._open(room, now)
         bounds = self._settings.namespace(room) or self._settings
         before = history.size_bytes
         publications = history.append_all(
-            messages, kind, publisher, now, size_max=bounds.history_size, bytes_max=bounds.history_bytes_max
+            messages, kind, publishers, now, size_max=bounds.history_size, bytes_max=bounds.history_bytes_max
         )
         self._grown(history, order, before, bounds, now)
         return publications

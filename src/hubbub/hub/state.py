@@ -9,7 +9,7 @@ Rules:
 4. Every question gets one answer. Answers wait in their asker until `flush`; the server's own don't wait.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -105,17 +105,18 @@ class Hub:
             command.asker.evict(End.NOT_PERMITTED, "" if answer.why is Refusal.DENIED else answer.why.value)
         return self._waiting.size_bytes(command.room) >= PIECE_BYTES_MAX
 
-    def publish_run(self, command: PublishRun, now: float) -> bool:
-        """As `publish`, for several at once."""
-        answer: Answer
+    def publish_runs(self, runs: Sequence[PublishRun], now: float) -> bool:
+        """As `publish`, for what some clients say in one room, all of one kind."""
+        room = runs[0].room
         try:
-            answer = self._steps.publish_run(command, now)
+            refused = self._steps.publish_runs(runs, now)
         except Exception:
-            answer = self._end_room(command.room)
-        if type(answer) is Refused:
-            self._refused[answer.why] += 1
-            command.asker.evict(End.NOT_PERMITTED, "" if answer.why is Refusal.DENIED else answer.why.value)
-        return self._waiting.size_bytes(command.room) >= PIECE_BYTES_MAX
+            answer = self._end_room(room)
+            refused = [(run, answer.why) for run in runs]
+        for run, why in refused:
+            self._refused[why] += 1
+            run.asker.evict(End.NOT_PERMITTED, "" if why is Refusal.DENIED else why.value)
+        return self._waiting.size_bytes(room) >= PIECE_BYTES_MAX
 
     def comes_after_what_waits(self, command: Command) -> bool:
         """Whether everything must be handed out and flushed first.

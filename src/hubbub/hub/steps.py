@@ -10,6 +10,8 @@ Rules:
    alone is given what was waiting for it there.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
 from hubbub.auth.permissions import Standing, Who, level, may, may_subscribe
@@ -100,21 +102,30 @@ class Steps:
             self.results.remember(room, scope, key, published, now)
         return published
 
-    def publish_run(self, command: PublishRun, now: float) -> Answer:
-        """Accept several publications, one after the other."""
-        room, asker = command.room, command.asker
+    def publish_runs(self, runs: Sequence[PublishRun], now: float) -> list[tuple[PublishRun, Refusal]]:
+        """Accept what some say in one room, all of one kind, in that order; return what was refused, and why."""
+        room, kind = runs[0].room, runs[0].kind
         if (namespace := self._settings.namespace(room)) is None:
-            return Refused(Refusal.UNKNOWN_NAMESPACE)
-        if not self._may(namespace.allow_publish, asker, room):
-            return Refused(Refusal.DENIED)
-        publisher, opened = command.publisher, self._rooms.get(room)
-        if opened is not None and opened.infos:
-            publisher = opened.member(asker)
-        publications = self._engine.append_all(room, command.messages, command.kind, now, publisher)
-        self.publications += len(publications)
-        if opened is not None:
-            self._waiting.add_all(room, publications, sum(map(len, command.messages)))
-        return DONE
+            return [(run, Refusal.UNKNOWN_NAMESPACE) for run in runs]
+        who, opened = level(namespace.allow_publish, room), self._rooms.get(room)
+        messages: list[bytes] = []
+        publishers: list[Member] = []
+        refused: list[tuple[PublishRun, Refusal]] = []
+        for run in runs:
+            asker = run.asker
+            is_in = opened is not None and asker in opened
+            if not (is_in and who == "subscribers") and not self._may(who, asker, room):
+                refused.append((run, Refusal.DENIED))
+                continue
+            publisher = opened.member(asker) if opened is not None and opened.infos else run.publisher
+            messages += run.messages
+            publishers += [publisher] * len(run.messages)
+        if messages:
+            publications = self._engine.append_all(room, messages, kind, now, publishers)
+            self.publications += len(publications)
+            if opened is not None:
+                self._waiting.add_all(room, publications, sum(map(len, messages)))
+        return refused
 
     def subscribe(self, command: Subscribe, now: float) -> Answer:
         """Add a subscriber to a room."""

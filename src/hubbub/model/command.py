@@ -119,7 +119,7 @@ class Publish(msgspec.Struct, frozen=True):
 
 
 class PublishRun(msgspec.Struct, frozen=True):
-    """Put several messages of one client into `room`, one after the other; nobody waits for an answer."""
+    """Put short messages of one client into `room`, one after the other; nobody waits for an answer."""
 
     room: str
     messages: Sequence[bytes]
@@ -134,7 +134,9 @@ class PublishRun(msgspec.Struct, frozen=True):
     @property
     def size_bytes(self) -> int:
         """What it weighs in the hub's inbox."""
-        return sum(map(len, self.messages)) + len(self.messages) * COMMAND_OVERHEAD_BYTES
+        count = len(self.messages)
+        size = len(self.messages[0]) if count == 1 else sum(map(len, self.messages))
+        return size + count * COMMAND_OVERHEAD_BYTES
 
 
 class _Move(msgspec.Struct, frozen=True):

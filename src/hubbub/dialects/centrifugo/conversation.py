@@ -148,9 +148,6 @@ class CentrifugoConversation:
             end = error.end if isinstance(error, FatalError) else End.BAD_REQUEST
             yield self.over(end, str(error))
 
-    def receive_nowait(self, data: bytes, binary: bool) -> None:
-        """It may hold several commands, and each has an answer."""
-
     def receive_run(self, messages: Sequence[bytes], binary: bool) -> None:
         """Each may hold several commands, and has to be understood by itself."""
 
