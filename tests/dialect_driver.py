@@ -24,6 +24,7 @@ from hubbub.model.publication import Member
 from hubbub.model.question import nothing_is_asked
 from hubbub.model.subscriber import Encoder, Loss
 from known import Known, commands_of
+from outlets import OnlyOffers
 
 Json: TypeAlias = dict[str, Any]
 Frame: TypeAlias = tuple[int, bytes]
@@ -80,6 +81,7 @@ class Client:
         )
         self.gone = self.left = False
         self.was_in: Mapping[str, bool] = {}
+        self.outlet = OnlyOffers(self.offer)
         self.ended: End | None = None
         self.ids = itertools.count(1)
         self.room_of_id: dict[int, str] = {}
@@ -174,6 +176,7 @@ class PlainClient:
         self.history = history
         self.gone = self.left = self.opened = False
         self.was_in: Mapping[str, bool] = {}
+        self.outlet = OnlyOffers(self.offer)
         self.ended: End | None = None
         self.wire: list[Frame] = []
         self.story: list[Frame] = []
@@ -266,8 +269,8 @@ class Driver:
 
     def hand_out(self, room: str) -> None:
         for delivery in self.hub.take(room):
-            for offer in delivery.offers:
-                offer(delivery.data, delivery.frames)
+            for outlet in delivery.outlets:
+                outlet.offer(delivery.data, delivery.frames)
 
     def hand_out_all(self) -> None:
         for room in self.hub.waiting():

@@ -32,6 +32,7 @@ from hubbub.model.publication import Member
 from hubbub.model.question import nothing_is_asked
 from hubbub.model.subscriber import Encoder, Loss
 from known import Known, commands_of
+from outlets import OnlyOffers
 from peers import SECONDS_MAX, Closed, open_peer
 from servers import Daemon, open_daemon, open_server
 from structured import Message, open_structured
@@ -504,6 +505,7 @@ class Ear:
         self.encoder = encoder
         self.gone = False
         self.was_in: Mapping[str, bool] = {}
+        self.outlet = OnlyOffers(self.offer)
         self.member = Member("", str(id(self)))
         self.conversation: CentrifugoConversation | None = None
         self.ended: End | None = None
@@ -580,8 +582,8 @@ class Core:
     def _hand_out(self) -> None:
         for room in self.hub.waiting():
             for delivery in self.hub.take(room):
-                for offer in delivery.offers:
-                    offer(delivery.data, delivery.frames)
+                for outlet in delivery.outlets:
+                    outlet.offer(delivery.data, delivery.frames)
         self.hub.flush()
 
 

@@ -32,6 +32,7 @@ from hubbub.model.end import Disconnect, End
 from hubbub.model.notice import NobodyTold
 from hubbub.model.publication import Kind, Member, Position
 from hubbub.model.subscriber import Loss
+from outlets import OnlyOffers
 
 ROOMS = ("north", "south")
 HISTORY_SIZE = 5
@@ -44,6 +45,7 @@ class Ear:
         self.encoder = encoder
         self.gone = False
         self.was_in: Mapping[str, bool] = {}
+        self.outlet = OnlyOffers(self.offer)
         self.member = Member("", str(id(self)))
         self.heard: list[tuple[int, bytes]] = []
         self.history: list[bytes] = []
@@ -186,8 +188,8 @@ class HubLife(RuleBasedStateMachine):
     def hand_out(self, room: str) -> None:
         """The room's subscribers get what it has accepted."""
         for delivery in self.hub.take(room):
-            for offer in delivery.offers:
-                offer(delivery.data, delivery.frames)
+            for outlet in delivery.outlets:
+                outlet.offer(delivery.data, delivery.frames)
         self.handed_out[room] = len(self.accepted[room])
 
     @invariant()

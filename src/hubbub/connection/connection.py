@@ -17,7 +17,7 @@ Rules:
 
 import contextlib
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import structlog
@@ -102,7 +102,6 @@ class Connection:
         "farewell",
         "gone",
         "member",
-        "offer",
         "opened",
         "opened_at",
         "outbox",
@@ -137,7 +136,6 @@ class Connection:
         self.cut_off = False  # at a stop, before it had everything and the Close
         self.said_goodbye = False  # everything that was queued, and a Close, has been given to the transport
         self.outbox = Outbox(transport, nursery, settings, services.outboxes, self.end)
-        self.offer: Callable[[bytes, int], None] = self.outbox.offer  # bound once: called for each delivery
         self.session = Session(
             self.conversation,
             services.inbox,
@@ -160,6 +158,11 @@ class Connection:
             self.end,
         )
         self.pulse: Pulse = first_pulse(self.opened_at, settings, services.rng)
+
+    @property
+    def outlet(self) -> Outbox:
+        """Its outbox."""
+        return self.outbox
 
     @property
     def bytes_taken(self) -> int:
@@ -281,7 +284,7 @@ class Connection:
         if self._websocket is not None:
             break_cycle(self._websocket)
         self._transport.set_taker(None)
-        del self.conversation, self.offer, self.outbox, self.session, self.wire, self._nursery, self._websocket
+        del self.conversation, self.outbox, self.session, self.wire, self._nursery, self._websocket
 
     async def _join(self) -> Refused | None:
         """Let the hub answer what must be answered first. History, if asked for, is the first thing in the outbox."""

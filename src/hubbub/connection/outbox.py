@@ -159,16 +159,15 @@ class Outbox:
 
     __slots__ = (
         "_backlog",
-        "_direct",
         "_flushed",
         "_nursery",
         "_on_end",
-        "_send_bare",
         "_settings",
         "_state",
         "_total",
         "_transport",
         "bytes_sent",
+        "direct",
     )
 
     def __init__(
@@ -180,13 +179,12 @@ class Outbox:
         on_end: Callable[[End], None],
     ) -> None:
         self._transport = transport
-        self._send_bare = transport.send_bare  # bound once: it is called for each delivery
         self._nursery = nursery
         self._settings = settings
         self._total = total
         self._on_end = on_end
         self._state = State.HELD
-        self._direct = False  # OPEN, and nothing queued: what is offered may be sent at once
+        self.direct: Callable[[bytes], int] | None = None  # OPEN, and nothing queued: what is offered is sent at once
         self._backlog: Backlog | None = None
         self._flushed: trio.Event | None = None
         self.bytes_sent = 0
@@ -213,8 +211,8 @@ class Outbox:
 
     def offer(self, data: bytes, frames: int = 1) -> None:
         """Take complete frames to be sent. Never waits, never raises; does nothing unless HELD or OPEN."""
-        if self._direct:
-            send = self._send_bare  # in a local: Python's call of an attribute that isn't a method is slower
+        send = self.direct
+        if send is not None:
             try:
                 sent = send(data)
             except (OSError, trio.BrokenResourceError) as error:
@@ -224,7 +222,7 @@ class Outbox:
                     return
             self.bytes_sent += sent
             if sent < len(data):
-                self._start_writer(data, frames, sent)
+                self.go_on(data, frames, sent)
         elif self._state is State.OPEN or self._state is State.HELD:
             if self._backlog is None:
                 self._backlog = Backlog(self._total)
@@ -248,7 +246,7 @@ class Outbox:
         """Forget what waits, but for the rest of a frame that has begun, and end the connection."""
         if self._state is State.OPEN or self._state is State.HELD:
             self._state = State.EVICTED
-            self._direct = False
+            self.direct = None
             self._on_end(End.SLOW_CONSUMER)
             if self._backlog is not None:
                 self._backlog.drop()
@@ -258,20 +256,21 @@ class Outbox:
         if self._state is State.HELD:
             self._state = State.OPEN
         if self._backlog is not None:
-            self._start_writer(head, 0, 0)  # also for one who was evicted while HELD: the 101, then the Close
+            self.go_on(head, 0, 0)  # also for one who was evicted while HELD: the 101, then the Close
         else:
-            self._direct = True
+            self.direct = self._transport.send_bare
             self.offer(head, 0)
-            self._direct = self._direct and self._state is State.OPEN
+            if self._state is not State.OPEN:
+                self.direct = None
 
     def seal(self, close_frame: bytes) -> None:
         """Send the Close after everything queued, and take nothing more; does nothing unless OPEN or EVICTED."""
         if self._state is State.OPEN or self._state is State.EVICTED:
             self._state = State.SEALED
             if self._backlog is None:
-                self._direct = True  # also of one who was evicted
+                self.direct = self._transport.send_bare  # also of one who was evicted
                 self.offer(close_frame, 1)
-                self._direct = False
+                self.direct = None
             else:
                 self._backlog.put(close_frame, 1)
 
@@ -292,8 +291,9 @@ class Outbox:
         """Drop everything. Idempotent."""
         self._finish(State.CLOSED)
 
-    def _start_writer(self, piece: bytes, frames: int, sent: int) -> None:
-        self._direct = False  # before the writer starts: the next offer must not start another
+    def go_on(self, piece: bytes, frames: int, sent: int) -> None:
+        """Start the writer with the rest of a piece that has begun; nothing else may be queued but for one HELD."""
+        self.direct = None  # before the writer starts: the next offer must not start another
         if self._backlog is None:
             self._backlog = Backlog(self._total)
         self._backlog.frames += frames
@@ -343,7 +343,7 @@ class Outbox:
     def _finish(self, state: State) -> None:
         """Let go of the backlog, go on in `state`, and wake who waits for the flush."""
         self._state = state
-        self._direct = state is State.OPEN
+        self.direct = self._transport.send_bare if state is State.OPEN else None
         if self._backlog is not None:
             self._backlog.close()
             self._backlog = None

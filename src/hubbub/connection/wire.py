@@ -27,6 +27,7 @@ RFC 6455 sections 5.2 to 5.5.
 from collections.abc import Callable
 from itertools import takewhile
 
+import structlog
 import trio
 
 from hubbub.config import Settings
@@ -60,6 +61,8 @@ TAKEN_BYTES_MAX = 4096
 
 RUN_MESSAGE_BYTES_MAX = 1024
 """Longer messages are handed over one by one: they cost by their bytes, and a reader that waits would hold more."""
+
+log = structlog.get_logger()
 
 _TEXT_WHOLE = FIN | TEXT
 _BINARY_WHOLE = FIN | BINARY
@@ -192,8 +195,12 @@ class Wire(trio.abc.Stream):
         payloads, stop = read_run(data, 0, settings.frames_at_once_max, bytes_max)
         if stop < len(data) or not (first == _BINARY_WHOLE or all(map(_is_utf8, payloads))):
             return False
-        if not self._session.receive_nowait(payloads, first == _BINARY_WHOLE):
-            return False
+        try:
+            if not self._session.receive_nowait(payloads, first == _BINARY_WHOLE):
+                return False
+        except Exception:  # it is this connection's alone, though the task is another's
+            log.exception("connection ended by an internal error")
+            self._on_end(End.INTERNAL_ERROR)
         self.heard = True
         self.bytes_received += len(data)
         return True

@@ -6,20 +6,17 @@ Rules:
 3. A subscriber knows no rooms and needs to know none: `rooms_of` says where it is.
 """
 
-from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from collections.abc import Iterator
 
 import msgspec
 
 from hubbub.model.notice import NobodyTold, Notices
 from hubbub.model.publication import Member, Position
-from hubbub.model.subscriber import Encoder, Subscriber
-
-Offer: TypeAlias = Callable[[bytes, int], None]
+from hubbub.model.subscriber import Encoder, Outlet, Subscriber
 
 
 class Room:
-    """One named place: its subscribers, insertion-ordered, each with its `offer` at hand for the fan-out.
+    """One named place: its subscribers, insertion-ordered, each with its outlet at hand for the fan-out.
 
     Attributes:
         watchers: who is told of joins and leaves.
@@ -34,7 +31,7 @@ class Room:
 
     def __init__(self, name: str, top: Position) -> None:
         self.name = name
-        self.groups: dict[Encoder, dict[Subscriber, Offer]] = {}
+        self.groups: dict[Encoder, dict[Subscriber, Outlet]] = {}
         self.occupancy = 0
         self.watchers: set[Subscriber] = set()
         self.announced: set[Subscriber] = set()
@@ -137,7 +134,7 @@ class Rooms:
         group = room.groups.setdefault(subscriber.encoder, {})
         if subscriber in group:
             return
-        group[subscriber] = subscriber.offer
+        group[subscriber] = subscriber.outlet
         if waiting:
             room.newcomers[subscriber] = waiting
         if watches:

@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from hubbub.core.rooms import Offer, Room
+from hubbub.core.rooms import Room
 from hubbub.model.publication import Presence, Publication
-from hubbub.model.subscriber import Encoder, Subscriber
+from hubbub.model.subscriber import Encoder, Outlet, Subscriber
 
 Event = Publication | Presence
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """One piece for many: `frames` complete frames, so many of them publications, to be given to each of `offers`."""
+    """One piece for many: `frames` complete frames, so many of them publications, to be given to each of `outlets`."""
 
     data: bytes
     frames: int
     publications: int
-    offers: Sequence[Offer]
+    outlets: Sequence[Outlet]
 
 
 def deliver(
@@ -43,11 +43,11 @@ def deliver(
             deliveries.append(Delivery(data, len(events), len(events), list(group.values())))
             continue
         frames = [_encode(encoder, event) for event in events]
-        parts: dict[tuple[int, bool], list[Offer]] = {}  # from which event on, with joins or not
-        for subscriber, offer in group.items():
+        parts: dict[tuple[int, bool], list[Outlet]] = {}  # from which event on, with joins or not
+        for subscriber, outlet in group.items():
             part = newcomers.get(subscriber, 0), subscriber in room.watchers
-            parts.setdefault(part, []).append(offer)
-        deliveries += (_piece(events, frames, start, watches, offers) for (start, watches), offers in parts.items())
+            parts.setdefault(part, []).append(outlet)
+        deliveries += (_piece(events, frames, start, watches, outlets) for (start, watches), outlets in parts.items())
     return [delivery for delivery in deliveries if delivery.frames]
 
 
@@ -55,15 +55,15 @@ def deliver_to(room: Room, subscriber: Subscriber, events: Sequence[Event]) -> D
     """Return what one subscriber gets of it, alone and ahead of the others, as it is about to leave."""
     heard = events[room.newcomers.get(subscriber, 0) :]
     frames = [_encode(subscriber.encoder, event) for event in heard]
-    return _piece(heard, frames, 0, subscriber in room.watchers, [subscriber.offer])
+    return _piece(heard, frames, 0, subscriber in room.watchers, [subscriber.outlet])
 
 
 def _piece(
-    events: Sequence[Event], frames: Sequence[bytes], start: int, watches: bool, offers: Sequence[Offer]
+    events: Sequence[Event], frames: Sequence[bytes], start: int, watches: bool, outlets: Sequence[Outlet]
 ) -> Delivery:
     indices = [index for index in range(start, len(events)) if watches or isinstance(events[index], Publication)]
     publications = sum(isinstance(events[index], Publication) for index in indices)
-    return Delivery(b"".join([frames[index] for index in indices]), len(indices), publications, offers)
+    return Delivery(b"".join([frames[index] for index in indices]), len(indices), publications, outlets)
 
 
 def _encode(encoder: Encoder, event: Event) -> bytes:

@@ -238,7 +238,7 @@ class Hub:
         if publications:
             room.top = publications[-1].position
         deliveries = deliver(room, newcomers, events, len(publications))
-        self._steps.deliveries += sum(delivery.publications * len(delivery.offers) for delivery in deliveries)
+        self._steps.deliveries += sum(delivery.publications * len(delivery.outlets) for delivery in deliveries)
         return deliveries
 
     def _follows(self, room: Room, publications: list[Publication]) -> bool:

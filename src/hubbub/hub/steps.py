@@ -182,7 +182,7 @@ class Steps:
             if waiting := self._waiting.events(command.room):
                 delivery = deliver_to(room, command.asker, waiting)  # it was there when that happened
                 self.deliveries += delivery.publications
-                command.asker.offer(delivery.data, delivery.frames)
+                command.asker.outlet.offer(delivery.data, delivery.frames)
             self.part(command.asker, command.room)
             if command.by_server:
                 command.asker.lose(command.room, Loss.REMOVED)

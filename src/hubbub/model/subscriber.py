@@ -1,7 +1,7 @@
 """What the hub knows of a connection: no more than this."""
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from hubbub.model.end import Disconnect, End
@@ -28,6 +28,30 @@ class Encoder(Protocol):
         ...
 
 
+class Outlet(Protocol):
+    """The way to one peer.
+
+    Attributes:
+        direct: while nothing waits: sends what the peer takes at this moment and returns how much that was, or raises
+            what the system says, as a non-blocking socket's `send`. None: only `offer` will do.
+        bytes_sent: whoever sends directly adds to it.
+    """
+
+    direct: Callable[[bytes], int] | None
+    bytes_sent: int
+
+    def offer(self, data: bytes, frames: int) -> None:
+        """Take complete frames to be sent, `frames` of them. Never waits, never raises.
+
+        An outlet that is ending does nothing with them; that of a peer that can't keep up ends the connection.
+        """
+        ...
+
+    def go_on(self, data: bytes, frames: int, sent: int) -> None:
+        """Send the rest of a piece of which so much was sent directly, and nothing before it. Never waits or raises."""
+        ...
+
+
 class Subscriber(Protocol):
     """One connection as the hub sees it. Hashed and compared by identity.
 
@@ -36,6 +60,11 @@ class Subscriber(Protocol):
     """
 
     was_in: Mapping[str, bool]
+
+    @property
+    def outlet(self) -> "Outlet":
+        """Where what it is sent goes in. Always the same."""
+        ...
 
     @property
     def encoder(self) -> Encoder:
@@ -56,13 +85,6 @@ class Subscriber(Protocol):
         """Be seen like this by others, from now on; the user is the same once it has joined a room.
 
         False if there is one too many of that user: then it ends.
-        """
-        ...
-
-    def offer(self, data: bytes, frames: int) -> None:
-        """Take complete frames to be sent, `frames` of them. Never waits, never raises.
-
-        A subscriber that is ending does nothing with them; one that can't keep up ends itself.
         """
         ...
 
