@@ -168,7 +168,7 @@ def _result(options: argparse.Namespace, run: Run, late: list[float], before: Ti
         "deliveries": run.deliveries,
         "seconds": seconds,
         "late_p99_ms": late_p99,
-        "daemon_waited_share": waited[0] if after[0].used else None,
+        "server_waited_share": waited[0] if after[0].used else None,
         "generator_waited_share": waited[1],
         "disturbed": max(waited) > WAITED_SHARE_MAX or (late_p99 or 0) > LATE_MS_MAX,
     }
