@@ -17,7 +17,7 @@ import trio
 
 from hubbub.core.frames import BINARY, CLOSE, CONTINUATION, FIN, MASKED, PING, PONG, TEXT
 from hubbub.dialects.plain import PlainConversation
-from hubbub.model.command import Command, PublishRun
+from hubbub.model.command import Command, Publish, PublishRun
 from hubbub.model.end import End
 from hubbub.model.question import Ask
 from peers import (
@@ -364,6 +364,7 @@ class Bystanders:
 async def test_nothing_is_left_of_a_thousand_connections_that_a_dialect_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception in a dialect's code ends its connection with 1011, whichever task it was raised in."""
     receive, receive_run = PlainConversation.receive, PlainConversation.receive_run
+    receive_nowait = PlainConversation.receive_nowait
 
     def fail_sometimes(self: PlainConversation, data: bytes, binary: bool) -> Sequence[Command | Ask]:
         if data == b"boom":
@@ -374,6 +375,9 @@ async def test_nothing_is_left_of_a_thousand_connections_that_a_dialect_fails(mo
         if b"boom" in messages:
             raise ZeroDivisionError("boom")
         return receive_run(self, messages, binary)
+
+    def leave_it(self: PlainConversation, data: bytes, binary: bool) -> Publish | None:
+        return None if data == b"boom" else receive_nowait(self, data, binary)
 
     async def visit(visit: Visit) -> None:
         async with visit.arrive() as (_, peer):
@@ -386,6 +390,7 @@ async def test_nothing_is_left_of_a_thousand_connections_that_a_dialect_fails(mo
 
     monkeypatch.setattr(PlainConversation, "receive", fail_sometimes)
     monkeypatch.setattr(PlainConversation, "receive_run", fail_in_a_run)
+    monkeypatch.setattr(PlainConversation, "receive_nowait", leave_it)
     async with open_server(tls=None, **SETTINGS) as server:
 
         async def read_metrics() -> dict[str, float]:
