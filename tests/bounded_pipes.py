@@ -172,12 +172,7 @@ class PipeTransport:
         return await self.outbound.put_some(data)
 
     async def receive_some(self, bytes_max: int) -> bytes:
-        if self._inlet is None:
-            return await self.inbound.get(bytes_max)
-        try:
-            return await self._inlet.receive_some(bytes_max)
-        except (ConnectionResetError, trio.ClosedResourceError) as error:
-            raise trio.BrokenResourceError("reset") from error
+        return await (self.inbound.get(bytes_max) if self._inlet is None else self._inlet.receive_some(bytes_max))
 
     def set_taker(self, take: Take | None) -> None:
         if self._inlet is not None:

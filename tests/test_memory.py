@@ -32,6 +32,16 @@ def count() -> Counter[type]:
     return Counter(kind for one in gc.get_objects() for kind in KINDS if type(one) is kind)
 
 
+def spent_parts(connection: Connection) -> list[object]:
+    """Return what nobody uses after the handshake, of the parts that other libraries hold."""
+    websocket = connection._websocket
+    assert websocket is not None
+    parser = websocket._wsproto.connection
+    assert parser is not None
+    opened, closed = websocket._open_handshake, websocket._for_testing_peer_closed_connection
+    return [websocket._wsproto.handshake, opened, closed, websocket._pings, parser._events]
+
+
 @pytest.mark.usefixtures("no_collector")
 async def test_idle_connections_keep_no_handshake() -> None:
     """One for all of them: a tenth of an idle connection's memory."""
@@ -58,6 +68,8 @@ async def test_idle_connections_keep_no_handshake() -> None:
             grown = count() - before
             assert grown[Connection] == CONNECTIONS
             assert grown[H11Handshake] == 0
+            shared = {tuple(map(id, spent_parts(connection))) for connection in server.node.connections}
+            assert len(shared) == 1
             nursery.cancel_scope.cancel()
 
 

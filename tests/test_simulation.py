@@ -156,7 +156,7 @@ def overtake(monkeypatch: pytest.MonkeyPatch) -> None:
 def forget_edges(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes while a task is busy isn't remembered (rule 4 of the poller)."""
     on_ready = Inlet.on_ready
-    monkeypatch.setattr(Inlet, "on_ready", lambda self, events: self._waiting is not None and on_ready(self, events))
+    monkeypatch.setattr(Inlet, "on_ready", lambda self, events: self.waiting is not None and on_ready(self, events))
 
 
 def take_out_of_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def take_out_of_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     on_ready = Inlet.on_ready
 
     def mutant(self: Inlet, events: int) -> bool:
-        if self._waiting is None and self.take is not None and not self._may_have and not self._arrived:
+        if self.waiting is None and self.take is not None and not self._may_have and not self._arrived:
             with contextlib.suppress(OSError):
                 data = self._receive(RECEIVE_BYTES)
                 if data and not self.take(data):

@@ -78,7 +78,8 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
             async with open_node(settings, random.Random(), poller) as (node, connections):
 
                 def start(connected: socket.socket, peer: str) -> None:
-                    connections.start_soon(serve_socket, node, running, slots, connected, peer)
+                    # One name for all, where Trio would make one for each.
+                    connections.start_soon(serve_socket, node, running, slots, connected, peer, name="serve_socket")
 
                 def start_at(door: Door, slots: trio.Semaphore, connected: socket.socket, peer: str) -> None:
                     connections.start_soon(serve_at_the_side, node, door, slots, connected, peer)
@@ -166,7 +167,7 @@ async def serve_socket(
     """Serve an accepted socket, and give back the slot that the accept loop has taken for it."""
     try:
         with connected:
-            local_address = connected.getsockname()[0]
+            local_address = sys.intern(connected.getsockname()[0])
             client = await client_by_proxy(node, connected, peer) if running.settings.proxy_protocol else peer
             if client is not None:
                 transport = open_transport(node, running, connected)

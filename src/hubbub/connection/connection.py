@@ -18,7 +18,6 @@ Rules:
 import contextlib
 import uuid
 from collections.abc import Mapping
-from functools import partial
 
 import structlog
 import trio
@@ -44,6 +43,7 @@ log = structlog.get_logger()
 
 NOBODY_TO_TELL = frozenset({End.PEER_LEFT, End.PEER_RESET, End.WRITE_STALL})
 """Ends after which nothing can be sent any more."""
+NOWHERE: Mapping[str, bool] = {}
 
 
 async def serve_connection(transport: Transport, upgrade: Upgrade, services: Services) -> Refused | None:
@@ -62,7 +62,10 @@ async def serve_connection(transport: Transport, upgrade: Upgrade, services: Ser
             services.connections.add(connection)
             try:
                 connection.be_counted()
-                refused = await connection.run()
+                refused = await connection.open()
+                if refused is None:
+                    await connection.serve()
+                    await connection.part()
             finally:
                 services.connections.discard(connection)
                 connection.leave()
@@ -121,7 +124,7 @@ class Connection:
         self.peer = upgrade.peer
         self._services = services
         self._nursery = nursery
-        self._scope = trio.CancelScope()  # what the body is waiting in; `end` cancels it
+        self._scope: trio.CancelScope | None = None  # what the body is waiting in; `end` cancels it
         self.opened_at = trio.current_time()
         self.encoder: Dialect = upgrade.dialect
         self.farewell: Disconnect | None = None  # what the back end wants the peer to be told
@@ -130,22 +133,24 @@ class Connection:
         self.conversation = upgrade.converse(self, self.member)
         self.gone = False
         self.opened = False  # whether its 101 is out
-        self.was_in: Mapping[str, bool] = {}
+        self.was_in = NOWHERE
         self.detail = ""  # more about the end, for the peer and the log
         self.code: int | None = None  # of the Close: ours, or the peer's if that came first
         self.cut_off = False  # at a stop, before it had everything and the Close
         self.said_goodbye = False  # everything that was queued, and a Close, has been given to the transport
-        self.outbox = Outbox(transport, nursery, settings, services.outboxes, self.end)
+        end = self.end  # bound once
+        self.outbox = Outbox(transport, nursery, settings, services.outboxes, end)
         self.session = Session(
             self.conversation,
             services.inbox,
             self.outbox,
             services.occupancy,
             settings,
-            partial(services.ask, address=self.peer),
+            services.ask,
+            self.peer,
             transport,
             services.count_pause,
-            self.end,
+            end,
         )
         self.wire = Wire(
             transport,
@@ -155,7 +160,7 @@ class Connection:
             upgrade.leftover,
             settings,
             services.turnstile,
-            self.end,
+            end,
         )
         self.pulse: Pulse = first_pulse(self.opened_at, settings, services.rng)
 
@@ -176,7 +181,8 @@ class Connection:
             self.ended, self.detail = end, detail
             self.wire.end()
             self.session.end(by_peer=end in (End.PEER_CLOSED, End.PEER_LEFT))
-            self._scope.cancel()
+            if self._scope is not None:
+                self._scope.cancel()
             if end is End.SLOW_CONSUMER:
                 waiting = self.outbox.bytes_queued
                 log.info("evicted", peer=self.peer, **self.conversation.about, bytes_queued=waiting)
@@ -229,23 +235,43 @@ class Connection:
             self.gone = True
             self._services.inbox.leave(self)
 
-    async def run(self) -> Refused | None:
-        """Join, open, serve, say goodbye."""
+    # -- the body. Three parts, one after the other: what waits for the whole life is `serve`, and no frame above it
+
+    async def open(self) -> Refused | None:
+        """Join the room and send the 101; or return why not."""
         settings = self._services.settings
         refused: Refused | None = Refused(Refusal.BUSY)
+        late = False
         if self.ended is None:
             with trio.move_on_after(settings.head_seconds_max) as self._scope:
                 refused = await self._join()
+            late, self._scope = self._scope.cancelled_caught, None
         if self.ended is End.TOO_MANY_OF_USER:
             return Refused(Refusal.TOO_MANY_OF_USER)
         if refused is not None or self.ended is not None:
-            self.end(End.HANDSHAKE_TIMEOUT if self._scope.cancelled_caught else End.REFUSED)
+            self.end(End.HANDSHAKE_TIMEOUT if late else End.REFUSED)
             return refused or Refused(Refusal.STOPPING)
-        websocket = await self._open()
+        await self._shake_hands()
         self.opened = True
         self._services.count_open()
         log.debug("upgraded", peer=self.peer, dialect=self.encoder.name, **self.conversation.about)
-        await self._serve(websocket)
+        return None
+
+    async def serve(self) -> None:
+        """Wait for the end; until then, take the messages that go through trio-websocket."""
+        try:
+            while self.ended is None:
+                if self.wire.passes_on:
+                    await self._take_next()
+                else:
+                    await self.wire.passing.wait()
+        except trio_websocket.ConnectionClosed:
+            self.end(End.PROTOCOL_ERROR)  # its verdict; every other way to get here has been noted by the wire
+
+    async def part(self) -> None:
+        """Leave, and say goodbye if there is anybody to hear it."""
+        settings, websocket = self._services.settings, self._websocket
+        assert websocket is not None
         self.leave()
         await self._services.turnstile.pass_through()  # a thousand may have broken under one broadcast
         with trio.move_on_after(settings.close_seconds_max):
@@ -258,7 +284,6 @@ class Connection:
             with trio.move_on_after(settings.close_seconds_max):
                 await self._say_goodbye(websocket)
             self.said_goodbye = self.outbox.is_done
-        return None
 
     def report(self) -> None:
         """Count the end and log it."""
@@ -307,7 +332,7 @@ class Connection:
                 await answered.wait()
         return next((answer for answer in answers if isinstance(answer, Refused)), None)
 
-    async def _open(self) -> trio_websocket.WebSocketConnection:
+    async def _shake_hands(self) -> None:
         """Let trio-websocket read the head and queue the 101: it waits for our own tasks only."""
         request = await trio_websocket.wrap_server_stream(
             self._nursery,
@@ -316,20 +341,18 @@ class Connection:
             receive_buffer_size=None,
         )
         self._websocket = websocket = await request.accept(subprotocol=self._subprotocol)
+        request.headers.clear()  # or its reader would hold them until the next message for it
         forget_handshake(websocket)
         self._transport.set_taker(self.wire.take)
-        return websocket
 
-    async def _serve(self, websocket: trio_websocket.WebSocketConnection) -> None:
-        """Take the messages that went through trio-websocket, until the connection ends."""
-        try:
-            while self.ended is None:
-                with trio.CancelScope() as self._scope:  # `end` cancels the wait for a message, never its publication
-                    message = await websocket.get_message()
-                if not self._scope.cancelled_caught:
-                    await self._take(message)
-        except trio_websocket.ConnectionClosed:
-            self.end(End.PROTOCOL_ERROR)  # its verdict; every other way to get here has been noted by the wire
+    async def _take_next(self) -> None:
+        """Take a message that goes through trio-websocket."""
+        assert self._websocket is not None
+        with trio.CancelScope() as self._scope:  # `end` cancels the wait for a message, never its publication
+            message = await self._websocket.get_message()
+        was_cancelled, self._scope = self._scope.cancelled_caught, None
+        if not was_cancelled:
+            await self._take(message)
 
     async def _take_the_rest(self, websocket: trio_websocket.WebSocketConnection) -> None:
         """Take what the peer sent before the end, as far as it had arrived; the caller sets the deadline."""

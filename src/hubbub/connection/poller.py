@@ -25,6 +25,8 @@ from typing import Protocol, TypeAlias
 
 import trio
 
+from hubbub.connection.bell import Bell
+
 RECEIVE_BYTES = 64 * 1024
 """What is read at a time."""
 
@@ -46,8 +48,8 @@ class Epoll(Protocol):
     def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]: ...
 
 
-class Inlet:
-    """The receive side of one watched socket, for one task.
+class Inlet(Bell):
+    """The receive side of one watched socket, for one task; rings when that has to look.
 
     Args:
         receive: the `recv` of the non-blocking socket.
@@ -56,11 +58,11 @@ class Inlet:
         take: deals with what is read while the task waits, or returns False and touches nothing; must not raise.
     """
 
-    __slots__ = ("_arrived", "_at_end", "_closed", "_failure", "_may_have", "_receive", "_waiting", "take")
+    __slots__ = ("_arrived", "_at_end", "_closed", "_failure", "_may_have", "_receive", "take")
 
     def __init__(self, receive: Callable[[int], bytes]) -> None:
+        super().__init__()
         self._receive = receive
-        self._waiting: trio.lowlevel.Task | None = None
         self._may_have = False  # there may be more than was read (rule 4)
         self._at_end = False
         self._arrived = b""  # read, and not taken
@@ -72,37 +74,36 @@ class Inlet:
         """Read, if the task waits; True if it is woken for what was read. Never waits or raises."""
         if events & END:
             self._at_end = True
-        if self._waiting is None or self.take is None or self._at_end:
+        if self.waiting is None or self.take is None or self._at_end:
             self._may_have = True
-            return self._wake()
+            return self.ring()
         try:
             data = self._receive(RECEIVE_BYTES)
         except BlockingIOError:
             return False
         except OSError as error:
             self._failure = error
-            return self._wake()
+            return self.ring()
         self._may_have = len(data) == RECEIVE_BYTES or not data
         if data and not self.take(data):
             self._arrived = data
-        return (self._may_have or bool(self._arrived)) and self._wake()
+        return (self._may_have or bool(self._arrived)) and self.ring()
 
     async def receive_some(self, bytes_max: int) -> bytes:
         """Wait for bytes; b'' at the end of the stream. Always a checkpoint.
 
         Raises:
-            OSError: as the socket's `recv`.
-            trio.ClosedResourceError: it was closed.
+            trio.BrokenResourceError: reading failed, or it was closed.
         """
         if self._may_have:
             await trio.lowlevel.checkpoint()
         while True:
             if not self._may_have:
-                await self._wait()
+                await self.wait()
             if self._closed:
-                raise trio.ClosedResourceError("closed")
+                raise trio.BrokenResourceError("closed")
             if self._failure is not None:
-                raise self._failure
+                raise trio.BrokenResourceError(str(self._failure)) from self._failure
             if self._arrived:
                 data, self._arrived = self._arrived, b""
                 return data
@@ -111,6 +112,8 @@ class Inlet:
             except BlockingIOError:
                 self._may_have = False
                 continue
+            except OSError as error:
+                raise trio.BrokenResourceError(str(error)) from error
             self._may_have = self._at_end or len(data) == bytes_max
             return data
 
@@ -118,22 +121,7 @@ class Inlet:
         """Let the task know that it is closed. Idempotent."""
         self._closed = True
         self.take = None
-        self._wake()
-
-    def _wake(self) -> bool:
-        task, self._waiting = self._waiting, None
-        if task is not None:
-            trio.lowlevel.reschedule(task)
-        return task is not None
-
-    async def _wait(self) -> None:
-        self._waiting = trio.lowlevel.current_task()
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._waiting = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
+        self.ring()
 
 
 class Poller:

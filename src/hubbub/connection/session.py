@@ -61,6 +61,7 @@ class Session:
         occupancy: how many are in a room.
         settings: the rates.
         ask: has the back end answer a question.
+        peer: its address, for the back end.
         transport: the peer's: whether it is still there.
         on_pause: called each time that the rates make it pause.
         on_end: called when the connection must end.
@@ -81,6 +82,7 @@ class Session:
         "_outbox",
         "_paced",
         "_pause",
+        "_peer",
         "_publications",
         "_settings",
         "_transport",
@@ -95,6 +97,7 @@ class Session:
         occupancy: Callable[[str], int],
         settings: Settings,
         ask: Asker,
+        peer: str,
         transport: Transport,
         on_pause: Callable[[], None],
         on_end: Callable[[End], None],
@@ -106,6 +109,7 @@ class Session:
         self._occupancy = occupancy
         self._settings = settings
         self._ask = ask
+        self._peer = peer
         self._transport = transport
         self._may_ask = True
         self._asking: trio.CancelScope | None = None  # around the question that is under way
@@ -224,7 +228,7 @@ class Session:
         if not self._may_ask or trio.current_time() >= deadline:
             return None
         with trio.CancelScope() as self._asking:
-            verdict = await self._ask(step.question)
+            verdict = await self._ask(step.question, self._peer)
         was_cancelled, self._asking = self._asking.cancelled_caught, None
         if was_cancelled:
             return None

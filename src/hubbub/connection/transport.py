@@ -16,8 +16,8 @@ import select
 import socket
 import ssl
 import termios
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Protocol
 
 import trio
 
@@ -123,12 +123,14 @@ class TcpTransport:
             if sent := self.send_nowait(data):
                 return sent
 
-    async def receive_some(self, bytes_max: int) -> bytes:
+    def receive_some(self, bytes_max: int) -> Coroutine[Any, Any, bytes]:
+        """By the poller, if there is one. No coroutine of its own: each idle connection would hold it."""
+        return self._wait_and_read(bytes_max) if self._inlet is None else self._inlet.receive_some(bytes_max)
+
+    async def _wait_and_read(self, bytes_max: int) -> bytes:
         """Wait first, then read: a read that fails costs as much as one that doesn't."""
         while True:
             try:
-                if self._inlet is not None:
-                    return await self._inlet.receive_some(bytes_max)
                 await trio.lowlevel.wait_readable(self._socket)
                 return self._socket.recv(bytes_max)
             except BlockingIOError:

@@ -31,6 +31,7 @@ import structlog
 import trio
 
 from hubbub.config import Settings
+from hubbub.connection.bell import Bell
 from hubbub.connection.outbox import Outbox
 from hubbub.connection.poller import RECEIVE_BYTES
 from hubbub.connection.session import Session
@@ -108,6 +109,7 @@ class Wire(trio.abc.Stream):
         "_turnstile",
         "bytes_received",
         "heard",
+        "passing",
         "under_way",
     )
 
@@ -144,6 +146,7 @@ class Wire(trio.abc.Stream):
         self.bytes_received = 0
         self.under_way = 0  # whole messages given to trio-websocket and not yet taken from it
         self.heard = False  # whether anything was received since the heartbeat last looked
+        self.passing = Bell()  # rings when something goes through trio-websocket, and at the end
 
     def message_taken(self) -> None:
         """Say that a message that went through trio-websocket has been dealt with."""
@@ -153,6 +156,12 @@ class Wire(trio.abc.Stream):
         """Discard data from here on: the connection is ending."""
         self._ending = True
         self._calm = False
+        self.passing.ring()
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether trio-websocket has something in hand: a message, or the beginning of one, or a fault to find."""
+        return bool(self.under_way or self._fragments) or not self._short_way
 
     # -- what trio-websocket's reader task calls
 
@@ -170,7 +179,17 @@ class Wire(trio.abc.Stream):
         if self._opening is not None:
             await self._opening.wait()
         while True:
-            data = await self._next_bytes()
+            if self._leftover:
+                data, self._leftover = self._leftover, b""
+                await trio.lowlevel.checkpoint()
+            else:
+                self._calm = not (self._ending or self._rest or self._skip_bytes or self.passes_on)
+                try:
+                    data = await self._transport.receive_some(RECEIVE_BYTES)
+                except trio.BrokenResourceError:
+                    await self._turnstile.pass_through()
+                    self._on_end(End.PEER_RESET)
+                    raise
             if self._closed:
                 raise trio.ClosedResourceError("the wire has been closed")
             if not data:
@@ -182,6 +201,7 @@ class Wire(trio.abc.Stream):
             if self._ending:
                 await self._tire_of(data)
             if through := await self._divide(data) if self._short_way else data:
+                self.passing.ring()
                 return through
             data = b""  # or an idle connection would hold what it last received
 
@@ -210,21 +230,6 @@ class Wire(trio.abc.Stream):
         self._discarded_bytes += len(data)
         if self._discarded_bytes > self._settings.linger_bytes_max:
             await trio.sleep_forever()
-
-    async def _next_bytes(self) -> bytes:
-        if self._leftover:
-            data, self._leftover = self._leftover, b""
-            await trio.lowlevel.checkpoint()
-            return data
-        self._calm = self._short_way and not (
-            self._ending or self._rest or self._skip_bytes or self._fragments or self.under_way
-        )
-        try:
-            return await self._transport.receive_some(RECEIVE_BYTES)
-        except trio.BrokenResourceError:
-            await self._turnstile.pass_through()
-            self._on_end(End.PEER_RESET)
-            raise
 
     async def _divide(self, data: bytes) -> bytes:
         """Deal with the ordinary messages in `data`; return what is for trio-websocket, in its order."""

@@ -23,7 +23,7 @@ from hubbub.connection.connection import serve_connection
 from hubbub.connection.linger import linger
 from hubbub.connection.services import Services, Upgrade
 from hubbub.connection.transport import TlsTransport, Transport
-from hubbub.model.command import Refusal
+from hubbub.model.command import Refusal, Refused
 from hubbub.web.addresses import Addresses
 from hubbub.web.admission import Admission
 from hubbub.web.api.api import Api, Call
@@ -89,8 +89,14 @@ class FrontDoor:
         log.debug("opened", peer=peer, tls=visit.tls)
         self._serving[door] += 1
         try:
-            if self._is_heard(visit):
-                await self._serve(transport, visit)
+            # Two calls, so that nothing of HTTP's (4 KB with h11's state) outlives the upgrade.
+            upgrade = await self._talk_http(transport, visit) if self._is_heard(visit) else None
+            if upgrade is not None:
+                serving = serve_connection(transport, upgrade, self._services)
+                del upgrade  # or an idle connection would hold its request
+                refused = await serving
+                if refused is not None:
+                    await self._turn_away(transport, visit, refused)
         except* (trio.BrokenResourceError, trio.TooSlowError):
             pass  # the peer is gone, or as good as gone
         except* Exception:
@@ -123,17 +129,11 @@ class FrontDoor:
                 visit.peer = named
                 visit.key, visit.from_address = self._addresses.enter(named)
 
-    async def _serve(self, transport: Transport, visit: Visit) -> None:
-        # Two calls, so that nothing of HTTP's (4 KB with h11's state) outlives the upgrade.
-        upgrade = await self._talk_http(transport, visit)
-        if upgrade is not None:
-            serving = serve_connection(transport, upgrade, self._services)
-            del upgrade  # or an idle connection would hold its request
-            refused = await serving
-            if refused is not None:
-                answer = self._refuse(visit, HttpError(STATUSES.get(refused.why, 503), refused.why.value, close=True))
-                await self._answer(self._http(transport), answer)
-                await linger(transport, self._settings)
+    async def _turn_away(self, transport: Transport, visit: Visit, refused: Refused) -> None:
+        """Answer an upgrade with why it is none."""
+        answer = self._refuse(visit, HttpError(STATUSES.get(refused.why, 503), refused.why.value, close=True))
+        await self._answer(self._http(transport), answer)
+        await linger(transport, self._settings)
 
     async def _talk_http(self, transport: Transport, visit: Visit) -> Upgrade | None:
         """Answer requests until one is an upgrade; None if the connection is over before."""
