@@ -212,10 +212,10 @@ class Wire(trio.abc.Stream):
             return False
         settings = self._settings
         bytes_max = min(RUN_MESSAGE_BYTES_MAX, settings.message_bytes_max)
-        payloads, stop = read_run(data, 0, settings.frames_at_once_max, bytes_max)
-        if stop < len(data) or not (first == _BINARY_WHOLE or all(map(_is_utf8, payloads))):
-            return False
         try:
+            payloads, stop = read_run(data, 0, settings.frames_at_once_max, bytes_max)
+            if stop < len(data) or not (first == _BINARY_WHOLE or all(map(_is_utf8, payloads))):
+                return False
             if not self._session.receive_nowait(payloads, first == _BINARY_WHOLE):
                 return False
         except Exception:  # it is this connection's alone, though the task is another's
