@@ -16,7 +16,7 @@ from typing import Any
 from fanout import Tell, repeat
 from loadgen import Collector, Progress, notice
 from options import ROOM_URL, Parser
-from report import Bench, Row, medians, plot, run, show, tell_disturbed
+from report import Bench, Row, draw_repeats, medians, plot, run, show, tell_disturbed
 
 SAMPLED = 8  # connections whose every byte is kept and compared; a batch of 200 is 650 KB for each, every round
 COLUMNS = {  # of the table: the name in the JSON, the title, the format
@@ -77,9 +77,7 @@ def measure(bench: Bench) -> None:
 
     def draw(figure: Any) -> None:
         shown = ("cpu_us_per_delivery", "deliveries_per_second", "round_p50_ms")
-        for axes, name in zip(figure.subplots(1, len(shown)), shown, strict=True):
-            axes.bar(range(1, len(rows) + 1), [row[name] or 0 for row in rows], color="#4060a0")
-            axes.set(title=COLUMNS[name][0], xlabel="repeat", xticks=range(1, len(rows) + 1))
+        draw_repeats(figure, {"plain": rows}, COLUMNS, shown)
 
     plot(options.plot, f"{options.connections} clients, {options.batch} each a round", draw, (10, 3))
 

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from dialects import DIALECTS
 from loadgen import (
@@ -29,7 +30,19 @@ from loadgen import (
     resident_kb,
 )
 from options import ROOM_URL, Parser
-from report import WAITED_SHARE_MAX, Bench, Row, medians, no_collection, ratio, run, show, tell_disturbed
+from report import (
+    WAITED_SHARE_MAX,
+    Bench,
+    Row,
+    draw_repeats,
+    medians,
+    no_collection,
+    plot,
+    ratio,
+    run,
+    show,
+    tell_disturbed,
+)
 
 LATE_MS_MAX = 1.0  # beyond it a repeat is marked as disturbed
 
@@ -201,11 +214,16 @@ def measure(bench: Bench) -> None:
     show("repeat", rows, COLUMNS, quotients)
     tell_disturbed(row for _, row in rows)
 
+    def draw(figure: Any) -> None:
+        draw_repeats(figure, results, COLUMNS, ("cpu_us_per_delivery", "deliveries_per_second", "latency_p50_ms"))
+
+    plot(options.plot, f"{options.connections} connections in one room, mode {options.mode}", draw, (10, 3))
+
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked; wrong ones end the program with status 2."""
     parser = Parser("fanout.py", "Measure what one room costs the daemon.")
-    parser.common(ROOM_URL, plot=False, deadline="for a repeat (30 more than it should take)")
+    parser.common(ROOM_URL, deadline="for a repeat (30 more than it should take)")
     parser.dialect_room()
     parser.add_argument(
         "--against", choices=DIALECTS, metavar="DIALECT", help="measure that, too, in turn, and tell the ratio"

@@ -67,18 +67,17 @@ class Parser(argparse.ArgumentParser):
         of = "of a delivery's payload (100 in plain, 200 where centrifugo is measured)"
         self.whole("--size", None, of, metavar="BYTES")
 
-    def files(self, *, plot: bool = True) -> None:
+    def files(self) -> None:
         """Where the result is written to."""
         self.add_argument("--json", metavar="FILE", help="write the result there, too")
-        if plot:
-            self.add_argument("--plot", metavar="FILE", help="draw it there, as SVG (needs matplotlib)")
+        self.add_argument("--plot", metavar="FILE", help="draw it there, as SVG (needs matplotlib)")
 
-    def common(self, url: str, *, plot: bool = True, deadline: str = "") -> None:
+    def common(self, url: str, *, deadline: str = "") -> None:
         """What all have that measure one server. `deadline` says what it is, if it isn't ten minutes."""
         what = "a room of a running server" if url == ROOM_URL else "a running hubbub, instead of a fresh daemon"
         self.add_argument("--url", type=_target(url), dest="target", metavar=url, help=what)
         self.add_argument("--pid", type=_number(int, 1), help="the process behind --url: for its CPU time and memory")
-        self.files(plot=plot)
+        self.files()
         self.real("--deadline", None if deadline else 600, deadline or "for each measurement")
         pinned = "don't pin the daemon to one core and the generator to another"
         self.add_argument("--no-pin", action="store_true", help=pinned)

@@ -258,6 +258,18 @@ def _cells(name: str, row: Row, columns: Columns) -> list[str]:
     ]
 
 
+def draw_repeats(figure: Any, results: Mapping[str, Sequence[Row]], columns: Columns, shown: Sequence[str]) -> None:
+    """A bar for each repeat, of all that were measured in turn; a picture for each of the columns shown."""
+    width = 0.8 / len(results)
+    for axes, name in zip(figure.subplots(1, len(shown)), shown, strict=True):
+        for index, (label, rows) in enumerate(results.items()):
+            places = [number + (index - (len(results) - 1) / 2) * width for number in range(1, len(rows) + 1)]
+            axes.bar(places, [row[name] or 0 for row in rows], width, label=label)
+        axes.set(title=columns[name][0], xlabel="repeat", xticks=range(1, max(map(len, results.values())) + 1))
+    if len(results) > 1:
+        figure.legend(loc="outside right")
+
+
 def plot(file: str | None, title: str, draw: Callable[[Any], None], size: tuple[float, float] = (8, 5)) -> None:
     """Draw on a matplotlib figure and save it as SVG; nothing if there is no file to draw into."""
     if not file:
