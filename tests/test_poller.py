@@ -95,6 +95,23 @@ async def test_nothing_is_taken_while_the_task_is_busy() -> None:
         assert await rig.transport.receive_some(100) == b"ond"
 
 
+async def test_who_looks_is_told_of_tasks_at_work() -> None:
+    """From when a task is woken until it waits again, and no longer: then those who gather let it run."""
+    async with open_rig() as rig, trio.open_nursery() as nursery:
+        rig.takes = False
+        got: list[bytes] = []
+        nursery.start_soon(receive, rig, got)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not rig.poller.look()
+        rig.peer.send(b"one")
+        await until(rig.poller.look)  # before the poller's own task has seen it, or after: it hasn't run yet
+        assert not got
+        await until(lambda: got)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not rig.poller.look()
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("takes", [True, False])
 @pytest.mark.parametrize("size", [5, RECEIVE_BYTES, RECEIVE_BYTES + 5])
 async def test_the_end_is_told_behind_what_came_before(takes: bool, size: int) -> None:

@@ -156,20 +156,20 @@ def overtake(monkeypatch: pytest.MonkeyPatch) -> None:
 def forget_edges(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes while a task is busy isn't remembered (rule 4 of the poller)."""
     on_ready = Inlet.on_ready
-    monkeypatch.setattr(Inlet, "on_ready", lambda self, events: self.waiting is not None and on_ready(self, events))
+    monkeypatch.setattr(Inlet, "on_ready", lambda self, events: on_ready(self, events) if self.waiting else None)
 
 
 def take_out_of_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes while a task is busy is taken at once (rule 2 of the poller)."""
     on_ready = Inlet.on_ready
 
-    def mutant(self: Inlet, events: int) -> bool:
+    def mutant(self: Inlet, events: int) -> None:
         if self.waiting is None and self.take is not None and not self._may_have and not self._arrived:
             with contextlib.suppress(OSError):
                 data = self._receive(RECEIVE_BYTES)
                 if data and not self.take(data):
                     self._arrived = data
-        return on_ready(self, events)
+        on_ready(self, events)
 
     monkeypatch.setattr(Inlet, "on_ready", mutant)
 

@@ -53,16 +53,18 @@ class Inlet(Bell):
 
     Args:
         receive: the `recv` of the non-blocking socket.
+        at_work: those whose tasks have been woken and don't wait again yet; adds and removes itself.
 
     Attributes:
         take: deals with what is read while the task waits, or returns False and touches nothing; must not raise.
     """
 
-    __slots__ = ("_arrived", "_at_end", "_closed", "_failure", "_may_have", "_receive", "take")
+    __slots__ = ("_arrived", "_at_end", "_at_work", "_closed", "_failure", "_may_have", "_receive", "take")
 
-    def __init__(self, receive: Callable[[int], bytes]) -> None:
+    def __init__(self, receive: Callable[[int], bytes], at_work: "set[Inlet]") -> None:
         super().__init__()
         self._receive = receive
+        self._at_work = at_work
         self._may_have = False  # there may be more than was read (rule 4)
         self._at_end = False
         self._arrived = b""  # read, and not taken
@@ -70,24 +72,27 @@ class Inlet(Bell):
         self._closed = False
         self.take: Take | None = None
 
-    def on_ready(self, events: int) -> bool:
-        """Read, if the task waits; True if it is woken for what was read. Never waits or raises."""
+    def on_ready(self, events: int) -> None:
+        """Read, if the task waits, and wake it for what `take` leaves. Never waits or raises."""
         if events & END:
             self._at_end = True
         if self.waiting is None or self.take is None or self._at_end:
             self._may_have = True
-            return self.ring()
+            self._wake()
+            return
         try:
             data = self._receive(RECEIVE_BYTES)
         except BlockingIOError:
-            return False
+            return
         except OSError as error:
             self._failure = error
-            return self.ring()
+            self._wake()
+            return
         self._may_have = len(data) == RECEIVE_BYTES or not data
         if data and not self.take(data):
             self._arrived = data
-        return (self._may_have or bool(self._arrived)) and self.ring()
+        if self._may_have or self._arrived:
+            self._wake()
 
     async def receive_some(self, bytes_max: int) -> bytes:
         """Wait for bytes; b'' at the end of the stream. Always a checkpoint.
@@ -99,6 +104,7 @@ class Inlet(Bell):
             await trio.lowlevel.checkpoint()
         while True:
             if not self._may_have:
+                self._at_work.discard(self)
                 await self.wait()
             if self._closed:
                 raise trio.BrokenResourceError("closed")
@@ -121,7 +127,12 @@ class Inlet(Bell):
         """Let the task know that it is closed. Idempotent."""
         self._closed = True
         self.take = None
+        self._at_work.discard(self)
         self.ring()
+
+    def _wake(self) -> None:
+        if self.ring():
+            self._at_work.add(self)
 
 
 class Poller:
@@ -136,10 +147,11 @@ class Poller:
         self._epoll = epoll
         self._until_ready = wait
         self._inlets: dict[int, Inlet] = {}
+        self._at_work: set[Inlet] = set()
 
     def watch(self, fd: int, receive: Callable[[int], bytes]) -> Inlet:
         """Watch a socket, until `forget`, which is to be called before it is closed."""
-        inlet = self._inlets[fd] = Inlet(receive)
+        inlet = self._inlets[fd] = Inlet(receive, self._at_work)
         self._epoll.register(fd, READABLE | HALF_CLOSED | EDGE_TRIGGERED)
         return inlet
 
@@ -149,13 +161,12 @@ class Poller:
             inlet.close()
 
     def look(self) -> bool:
-        """Read what has come, once; True if that has woken tasks. Never waits."""
-        woken = False
+        """Read what has come, once; True if tasks are at work, who must run to have their say. Never waits."""
         for fd, events in self._epoll.poll(0, SOCKETS_PER_LOOK):
             inlet = self._inlets.get(fd)
-            if inlet is not None and inlet.on_ready(events):
-                woken = True
-        return woken
+            if inlet is not None:
+                inlet.on_ready(events)
+        return bool(self._at_work)
 
     async def run(self) -> None:
         """Look whenever there is something, until cancelled."""
