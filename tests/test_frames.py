@@ -16,6 +16,7 @@ from hubbub.core.frames import (
     encode_frame,
     frame_end,
     measure_client_frame,
+    read_run,
     unmask,
 )
 from peers import client_frame
@@ -60,6 +61,38 @@ def test_a_cut_frame_is_incomplete(payload: bytes, data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(frame) - 1))
     span = measure_client_frame(frame[:cut], 0)
     assert span is None or span[1] > cut
+
+
+@given(
+    frames=st.lists(
+        st.tuples(st.sampled_from([TEXT, TEXT, TEXT, BINARY, CLOSE]), PAYLOADS, MASKS), min_size=1, max_size=8
+    ),
+    most=st.integers(1, 9),
+    bytes_max=st.sampled_from([0, 5, 125, 126, 1000, 65_535]),
+    cut=st.integers(0, 200),
+    damage=st.none() | st.tuples(st.integers(0, 500), st.integers(0, 255)),
+)
+@example(frames=[(TEXT, b"hi", b"mask"), (TEXT, b"x" * 65_536, b"mask")], most=9, bytes_max=1000, cut=0, damage=None)
+@example(frames=[(TEXT, b"x" * 65_536, b"mask")], most=9, bytes_max=1000, cut=0, damage=None)
+def test_a_run_is_its_frames_one_by_one(
+    frames: list[tuple[int, bytes, bytes]], most: int, bytes_max: int, cut: int, damage: tuple[int, int] | None
+) -> None:
+    """All of the first one's kind, whole, and short enough, up to the first that isn't, whatever that is."""
+    data = bytearray(b"".join(client_frame(opcode, payload, mask=mask) for opcode, payload, mask in frames))
+    del data[len(data) - min(cut, len(data) - 1) :]
+    if damage is not None and damage[0] < len(data):
+        data[damage[0]] = damage[1]
+    at, payloads, stops = 0, list[bytes](), list[int]()
+    while len(payloads) < most and at < len(data) and data[at] == data[0]:
+        try:
+            span = measure_client_frame(bytes(data), at)
+        except MalformedFrameError:
+            break
+        if span is None or span[1] > len(data) or span[1] - span[0] > bytes_max:
+            break
+        payloads.append(unmask(bytes(data), *span))
+        stops.append(at := span[1])
+    assert read_run(bytes(data), 0, most, bytes_max) == (payloads, stops)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """The wire: what trio-websocket sees of the connection, and the short way past it.
 
 trio-websocket is given this stream instead of the socket, so that limits and order are kept here, without a look
-at its private parts. Its reader task calls `receive_some`; that is where the connection's input is read.
+at its private parts. Its reader task calls `receive_some`; that is where the connection's input is read, or waited for
+while the poller reads (rule 2).
 
 Rules:
 1. What trio-websocket sees first is a request head that the front door wrote from checked fields, never the
@@ -24,7 +25,7 @@ Rules:
 RFC 6455 sections 5.2 to 5.5.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 import structlog
@@ -75,7 +76,7 @@ class Wire(trio.abc.Stream):
     """The stream handed to `trio_websocket.wrap_server_stream`.
 
     Args:
-        transport: its receive side is the wire's alone.
+        transport: its receive side is the wire's alone; what the poller reads for it comes to `take`.
         outbox: takes what trio-websocket sends.
         session: takes whole messages, and counts fragments; may wait, but never for the hub's answers.
         head: the request head written by the front door.
@@ -213,8 +214,8 @@ class Wire(trio.abc.Stream):
         settings = self._settings
         bytes_max = min(RUN_MESSAGE_BYTES_MAX, settings.message_bytes_max)
         try:
-            payloads, stop = read_run(data, 0, settings.frames_at_once_max, bytes_max)
-            if stop < len(data) or not (first == _BINARY_WHOLE or all(map(_is_utf8, payloads))):
+            payloads, stops = read_run(data, 0, settings.frames_at_once_max, bytes_max)
+            if not payloads or stops[-1] < len(data) or not (first == _BINARY_WHOLE or _are_utf8(payloads)):
                 return False
             if not self._session.receive_nowait(payloads, first == _BINARY_WHOLE):
                 return False
@@ -272,7 +273,7 @@ class Wire(trio.abc.Stream):
             elif first != _TEXT_WHOLE and first != _BINARY_WHOLE:
                 await self._note_passing(first, stop - start)
                 through.append(data[at:stop])
-            elif self.under_way or not (messages := self._messages(data, at, stop, turn + 1)):
+            elif self.under_way or not (messages := self._messages(data, at, (start, stop), turn + 1)):
                 self.under_way += 1
                 through.append(data[at:stop])
             else:
@@ -287,21 +288,19 @@ class Wire(trio.abc.Stream):
             self._rest = data[at:]
         return b"".join(through)
 
-    def _messages(self, data: bytes, at: int, stop: int, most: int) -> tuple[list[bytes], int] | None:
-        """Return the ordinary messages at `at`, the first up to `stop`, at most so many, and where they stop.
+    def _messages(self, data: bytes, at: int, span: tuple[int, int], most: int) -> tuple[list[bytes], int] | None:
+        """Return the ordinary messages at `at`, at most so many, and where they stop; `span` is of the first's payload.
 
         None if the first is text that isn't UTF-8. Only short ones come together.
         """
-        text = data[at] == _TEXT_WHOLE
-        start, _ = measure_client_frame(data, at) or (at, stop)
+        (start, stop), text = span, data[at] == _TEXT_WHOLE
         if stop - start > RUN_MESSAGE_BYTES_MAX:
             payload = unmask(data, start, stop)
             return ([payload], stop) if not text or _is_utf8(payload) else None
-        payloads, stop = read_run(data, at, most, min(RUN_MESSAGE_BYTES_MAX, self._settings.message_bytes_max))
-        if text and not all(map(_is_utf8, payloads)):
-            good = list(takewhile(_is_utf8, payloads))
-            return self._messages(data, at, stop, len(good)) if good else None
-        return payloads, stop
+        payloads, stops = read_run(data, at, most, min(RUN_MESSAGE_BYTES_MAX, self._settings.message_bytes_max))
+        if text and not _are_utf8(payloads):
+            payloads = list(takewhile(_is_utf8, payloads))
+        return (payloads, stops[len(payloads) - 1]) if payloads else None
 
     def _is_unwanted(self, first: int, length: int) -> bool:
         """Whether the frame is to be skipped: it is over a limit, or data after the end (rules 5 and 6).
@@ -380,6 +379,10 @@ class Wire(trio.abc.Stream):
         """Refuse to receive from here on. What is queued is sent by `serve_connection`, which closes the rest."""
         self._closed = True
         await trio.lowlevel.checkpoint()
+
+
+def _are_utf8(payloads: Sequence[bytes]) -> bool:
+    return all(map(bytes.isascii, payloads)) or all(map(_is_utf8, payloads))
 
 
 def _is_utf8(payload: bytes) -> bool:

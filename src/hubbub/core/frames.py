@@ -102,18 +102,21 @@ def unmask(data: bytes, start: int, stop: int) -> bytes:
     return bytes(payload)
 
 
-def read_run(data: bytes, at: int, most: int, bytes_max: int) -> tuple[list[bytes], int]:
-    """Return the payloads of the whole client frames at `at`, all of one kind, and where they stop.
+def read_run(data: bytes, at: int, most: int, bytes_max: int) -> tuple[list[bytes], list[int]]:
+    """Return the payloads of the whole client frames at `at`, all of one kind, and where each frame stops.
 
-    At most `most`, of at most `bytes_max` each. Whatever doesn't look like the first one is left for a closer look.
-    Unmasked in one go, which costs 0.4 µs less for each than one by one.
+    At most `most`, of at most `bytes_max` each, and less than 64 KiB. Whatever doesn't look like the first one is left
+    for a closer look. Unmasked in one go, which costs 0.4 µs less for each than one by one.
     """
     first, end = data[at], len(data)
     masked: list[bytes] = []
     masks: list[bytes] = []
-    while len(masked) < most and end - at >= 6 and data[at] == first:
+    stops: list[int] = []
+    while len(stops) < most and end - at >= 6 and data[at] == first:
         start, length = at + 6, data[at + 1] - MASKED
-        if length == 126:
+        if length > 125:
+            if length == 127:
+                break
             start, length = at + 8, data[at + 2] << 8 | data[at + 3]
             if length < 126:
                 break
@@ -122,7 +125,11 @@ def read_run(data: bytes, at: int, most: int, bytes_max: int) -> tuple[list[byte
             break
         masked.append(data[start:stop])
         masks.append((data[start - 4 : start] * (length // 4 + 1))[:length])
+        stops.append(stop)
         at = stop
+    if len(masked) == 1:  # usually
+        key = _from_bytes(masks[0], "little")
+        return [(_from_bytes(masked[0], "little") ^ key).to_bytes(len(masked[0]), "little")], stops
     joined = b"".join(masked)
     key = _from_bytes(b"".join(masks), "little")
     plain = (_from_bytes(joined, "little") ^ key).to_bytes(len(joined), "little")
@@ -131,7 +138,7 @@ def read_run(data: bytes, at: int, most: int, bytes_max: int) -> tuple[list[byte
         stop = start + len(piece)
         payloads.append(plain[start:stop])
         start = stop
-    return payloads, at
+    return payloads, stops
 
 
 def frame_end(data: bytes, sent: int) -> int:
