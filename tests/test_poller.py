@@ -1,6 +1,7 @@
 """The poller: what comes is taken at once or reaches the task that waits: each byte once, in order, then the end."""
 
 import contextlib
+import errno
 import random
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -12,9 +13,9 @@ import trio.testing
 from hypothesis import given, settings
 
 from bounded_pipes import PipeStream, PipeTransport, make_pipe, make_watch
-from hubbub.connection.poller import RECEIVE_BYTES, Poller, open_poller
+from hubbub.connection.poller import LOOKS_PER_COUNT, RECEIVE_BYTES, Poller, open_poller
 from hubbub.connection.transport import TcpTransport
-from peers import connect, handshake, shake_hands
+from peers import connect, handshake, open_peer, shake_hands
 from servers import open_server
 
 
@@ -165,6 +166,89 @@ async def _after_all_wait(act: Callable[[], None]) -> None:
     act()
 
 
+async def test_urgent_data() -> None:
+    """TCP cuts a read short at its urgent mark, though more is there, and no other edge will tell of that."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener, open_poller() as poller:
+        assert poller is not None
+        peer = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+        ours.setblocking(False)
+        transport, got = TcpTransport(ours, poller), bytearray()
+
+        async def read() -> None:
+            while data := await transport.receive_some(RECEIVE_BYTES):
+                got.extend(data)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            peer.send(b"before")
+            peer.send(b"!", socket.MSG_OOB)
+            peer.send(b"behind")
+            nursery.start_soon(poller.run)
+            with trio.fail_after(5):
+                await until(lambda: got == b"beforebehind")
+            nursery.cancel_scope.cancel()
+        transport.close_forcefully()
+        peer.close()
+
+
+async def test_who_waits_for_something_else_isnt_at_work_for_ever() -> None:
+    """A task that was woken and pauses, for its rate perhaps, is soon no reason any more for others to run."""
+    async with open_rig() as rig, trio.open_nursery() as nursery:
+        rig.takes = False
+
+        async def receive_and_pause() -> None:
+            await rig.transport.receive_some(100)
+            await trio.sleep_forever()
+
+        nursery.start_soon(receive_and_pause)
+        await trio.testing.wait_all_tasks_blocked()
+        rig.peer.send(b"one")
+        await until(rig.poller.look)
+        looks = [rig.poller.look() for _ in range(LOOKS_PER_COUNT + 1)]
+        assert looks[0]
+        assert not looks[-1]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("error", [OSError("no"), MemoryError(), ValueError("a fault in what takes")])
+async def test_a_failure_is_that_connections_alone(error: Exception) -> None:
+    """Whatever fails in reading, or taking, for one: its task is told, the poller goes on."""
+    async with open_rig() as rig:
+        other = Rig(rig.poller)
+
+        def fail(_: bytes) -> bool:
+            raise error
+
+        rig.transport.set_taker(fail)
+        with pytest.RaisesGroup(trio.BrokenResourceError):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(rig.transport.receive_some, 100)
+                await trio.testing.wait_all_tasks_blocked()
+                rig.peer.send(b"one")
+        other.takes = False
+        with other.peer:
+            other.peer.send(b"two")
+            assert await other.transport.receive_some(100) == b"two"
+        other.transport.close_forcefully()
+
+
+async def test_a_socket_that_cant_be_watched_is_read_by_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fs.epoll.max_user_watches`: neither that connection nor the others notice."""
+
+    def watch_no_more(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with open_server() as server, open_peer(server.port) as before:
+        monkeypatch.setattr(Poller, "watch", watch_no_more)
+        async with open_peer(server.port) as after:
+            for peer in (before, after):
+                await peer.send("still here")
+                assert await before.receive() == await after.receive() == "still here"
+
+
 async def test_cancelled_waits_lose_nothing() -> None:
     """What comes after a wait that was cancelled is there for the next one."""
     async with open_rig() as rig:
@@ -184,6 +268,8 @@ async def test_closing_wakes_the_task() -> None:
                 await trio.testing.wait_all_tasks_blocked()
                 rig.transport.close_forcefully()
         rig.transport.close_forcefully()
+        with pytest.raises(trio.BrokenResourceError):
+            await rig.transport.receive_some(100)
         other = Rig(rig.poller)
         other.takes = False
         with other.peer:

@@ -183,7 +183,13 @@ def polling(running: Running) -> contextlib.AbstractContextManager[Poller | None
 
 def open_transport(node: Node, running: Running, connected: socket.socket) -> Transport:
     """Return what a connection is served over."""
-    return TlsTransport(connected, running.tls) if running.tls else TcpTransport(connected, node.poller)
+    if running.tls:
+        return TlsTransport(connected, running.tls)
+    try:
+        return TcpTransport(connected, node.poller)
+    except OSError as error:
+        log.error("can't watch a connection", why=str(error), hint="raise fs.epoll.max_user_watches")
+        return TcpTransport(connected)  # Trio tries by itself, and if it fails, that is this connection's end only
 
 
 def open_side_doors(

@@ -9,8 +9,9 @@ Rules:
 2. Nothing is read, or taken, for a task unless it waits in `receive_some`: one that is busy with what came before, or
    waits for the hub, isn't overtaken, and TCP slows its peer down.
 3. `take` deals with all that was read, or touches nothing: then the task gets it.
-4. An edge is told once. So it is remembered until a read comes back short of what it asked for; the peer's end, until
-   the connection is closed.
+4. An edge is told once. So it is remembered until a read comes back short of what it asked for. From the peer's end on,
+   or once it has sent urgent data, where reads are cut short, that is no sign: until the kernel says it has no more.
+5. A failure is that connection's alone, whoever's task finds it.
 
 Where there is no epoll (macOS, BSD), and over TLS, tasks wait by Trio as usual.
 
@@ -23,6 +24,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Protocol, TypeAlias
 
+import structlog
 import trio
 
 from hubbub.connection.bell import Bell
@@ -30,14 +32,19 @@ from hubbub.connection.bell import Bell
 RECEIVE_BYTES = 64 * 1024
 """What is read at a time."""
 
-SOCKETS_PER_LOOK = 128
-"""How many sockets are read before other tasks may run: some 2 ms."""
+SOCKETS_PER_LOOK = 32
+"""How many sockets are read at a time: some 0.2 ms if each has a short message, 2 ms if each has as much as is read."""
+
+LOOKS_PER_COUNT = 64
+"""Who was woken so many looks ago and doesn't wait again is busy with something else than its messages."""
 
 # From epoll(7), so that this file can be read where there is none.
-READABLE, BROKEN, HANG_UP, HALF_CLOSED, EDGE_TRIGGERED = 0x1, 0x8, 0x10, 0x2000, 1 << 31
-END = BROKEN | HANG_UP | HALF_CLOSED
+READABLE, URGENT, BROKEN, HANG_UP, HALF_CLOSED, EDGE_TRIGGERED = 0x1, 0x2, 0x8, 0x10, 0x2000, 1 << 31
+CUT_SHORT = URGENT | BROKEN | HANG_UP | HALF_CLOSED
 
 Take: TypeAlias = Callable[[bytes], bool]
+
+log = structlog.get_logger()
 
 
 class Epoll(Protocol):
@@ -56,27 +63,27 @@ class Inlet(Bell):
         at_work: those whose tasks have been woken and don't wait again yet; adds and removes itself.
 
     Attributes:
-        take: deals with what is read while the task waits, or returns False and touches nothing; must not raise.
+        take: deals with what is read while the task waits, or returns False and touches nothing.
     """
 
-    __slots__ = ("_arrived", "_at_end", "_at_work", "_closed", "_failure", "_may_have", "_receive", "take")
+    __slots__ = ("_arrived", "_at_work", "_closed", "_cut_short", "_failure", "_may_have", "_receive", "take")
 
     def __init__(self, receive: Callable[[int], bytes], at_work: "set[Inlet]") -> None:
         super().__init__()
         self._receive = receive
         self._at_work = at_work
         self._may_have = False  # there may be more than was read (rule 4)
-        self._at_end = False
+        self._cut_short = False  # a short read doesn't mean that there is no more
         self._arrived = b""  # read, and not taken
         self._failure: OSError | None = None
         self._closed = False
         self.take: Take | None = None
 
     def on_ready(self, events: int) -> None:
-        """Read, if the task waits, and wake it for what `take` leaves. Never waits or raises."""
-        if events & END:
-            self._at_end = True
-        if self.waiting is None or self.take is None or self._at_end:
+        """Read, if the task waits, and wake it for what `take` leaves. Never waits."""
+        if events & CUT_SHORT:
+            self._cut_short = True
+        if self.waiting is None or self.take is None or self._cut_short:
             self._may_have = True
             self._wake()
             return
@@ -85,8 +92,7 @@ class Inlet(Bell):
         except BlockingIOError:
             return
         except OSError as error:
-            self._failure = error
-            self._wake()
+            self.fail(error)
             return
         self._may_have = len(data) == RECEIVE_BYTES or not data
         if data and not self.take(data):
@@ -120,12 +126,18 @@ class Inlet(Bell):
                 continue
             except OSError as error:
                 raise trio.BrokenResourceError(str(error)) from error
-            self._may_have = self._at_end or len(data) == bytes_max
+            self._may_have = self._cut_short or len(data) == bytes_max
             return data
+
+    def fail(self, error: OSError) -> None:
+        """Have the task meet that error instead of what would come. Never raises."""
+        self._failure = error.with_traceback(None)  # which would hold its frames, and these the inlet
+        self._may_have = True
+        self._wake()
 
     def close(self) -> None:
         """Let the task know that it is closed. Idempotent."""
-        self._closed = True
+        self._closed = self._may_have = True
         self.take = None
         self._at_work.discard(self)
         self.ring()
@@ -148,11 +160,16 @@ class Poller:
         self._until_ready = wait
         self._inlets: dict[int, Inlet] = {}
         self._at_work: set[Inlet] = set()
+        self._looks = 0
 
     def watch(self, fd: int, receive: Callable[[int], bytes]) -> Inlet:
-        """Watch a socket, until `forget`, which is to be called before it is closed."""
+        """Watch a socket, until `forget`, which is to be called before it is closed.
+
+        Raises:
+            OSError: the kernel watches no more of them (`fs.epoll.max_user_watches`, or memory).
+        """
+        self._epoll.register(fd, READABLE | URGENT | HALF_CLOSED | EDGE_TRIGGERED)
         inlet = self._inlets[fd] = Inlet(receive, self._at_work)
-        self._epoll.register(fd, READABLE | HALF_CLOSED | EDGE_TRIGGERED)
         return inlet
 
     def forget(self, fd: int) -> None:
@@ -165,7 +182,14 @@ class Poller:
         for fd, events in self._epoll.poll(0, SOCKETS_PER_LOOK):
             inlet = self._inlets.get(fd)
             if inlet is not None:
-                inlet.on_ready(events)
+                try:
+                    inlet.on_ready(events)
+                except Exception as error:
+                    log.exception("connection ended by an internal error")
+                    inlet.fail(OSError(f"reading failed: {error!r}"))
+        self._looks += 1
+        if self._looks % LOOKS_PER_COUNT == 0:
+            self._at_work.clear()
         return bool(self._at_work)
 
     async def run(self) -> None:

@@ -4,7 +4,8 @@ Three parts implement it: TCP and TLS here, and the simulation's bounded pipe in
 slow-consumer and close tests run on all three.
 
 *Resource handling*: the accept loop opens a transport, the task that serves it closes it, forcefully, in its
-`finally`. One task receives. One party sends: the outbox, or its writer while there is backlog.
+`finally`. One task receives; while it waits, the poller may read for it. One party sends at a time: its writer while
+there is backlog, else the outbox, or for it the hub.
 
 *Error handling*: what the operating system says of a broken connection is `trio.BrokenResourceError`. After a
 send that failed or was cancelled, only `close_forcefully` is legal: how much the peer has is unknown.
@@ -96,6 +97,9 @@ class TcpTransport:
     Args:
         connected: the socket.
         poller: reads from it; None: its task waits for it by Trio.
+
+    Raises:
+        OSError: the poller can't watch it; it is still the caller's.
     """
 
     __slots__ = ("_inlet", "_poller", "_socket", "send_bare")
