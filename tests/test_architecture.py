@@ -44,7 +44,8 @@ WAITS = {
     # The reader: for the peer, for the 101, and for the session, which waits for the inbox.
     "connection.session.Session.receive": {"_answer_of", "_permitted", "_put_question", "_wait", "put"},
     "connection.session.Session._answer_of": {"put", "wait"},
-    "connection.session.Session.receive_run": {"_wait", "put", "receive"},
+    "connection.session.Session.receive_run": {"_wait", "put_run", "receive"},
+    "hub.inbox.Inbox.put_run": {"put"},
     # The back end, where it is to be asked: a hook's time at most.
     "connection.session.Session._permitted": {"_ask"},
     # For the last large answer: the hub's, which waits for nobody, and the writer's, which has a deadline.

@@ -15,7 +15,7 @@ from bounded_pipes import PipeStream, Watch, make_pipe, make_watch
 from hubbub.config import Settings
 from hubbub.core.frames import CLOSE, FIN, PING, PONG
 from hubbub.dialects.plain import PING_FRAME
-from hubbub.model.command import Command
+from hubbub.model.command import Queued
 from hubbub.node import Node, open_node
 from peers import Closed, Peer, close_payload, handshake, shake_hands
 
@@ -199,7 +199,7 @@ async def test_a_peer_isnt_blamed_while_its_reader_waits_for_the_hub(autojump_cl
         gate = trio.Event()
         take = house.node.inbox.take
 
-        async def gated_take() -> Command | None:
+        async def gated_take() -> Queued | None:
             await gate.wait()
             return await take()
 

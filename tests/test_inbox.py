@@ -1,13 +1,18 @@
-"""The hub's inbox: bounds, backpressure, and leaves that can't fail."""
+"""The hub's inbox: bounds, backpressure, order, and leaves that can't fail."""
 
+import random
+from collections.abc import Sequence
+
+import hypothesis.strategies as st
 import pytest
 import trio
 import trio.testing
+from hypothesis import given, settings
 
 from hubbub.dialects.plain import PlainDialect
-from hubbub.hub.inbox import Inbox
-from hubbub.model.command import COMMAND_OVERHEAD_BYTES, Command, Publish
-from hubbub.model.publication import Kind
+from hubbub.hub.inbox import MESSAGES_PER_COMMAND, Inbox
+from hubbub.model.command import COMMAND_OVERHEAD_BYTES, Publish, PublishRun, PublishRuns, Queued
+from hubbub.model.publication import Kind, Member
 from test_rooms_properties import Ear
 
 
@@ -18,7 +23,7 @@ def publish(number: int, size: int = 0) -> Publish:
 
 async def take_all(inbox: Inbox) -> list[str]:
     """Return the rooms of the commands that come until nobody has more to put."""
-    taken: list[Command | None] = []
+    taken: list[Queued | None] = []
     while True:
         await trio.testing.wait_all_tasks_blocked()
         try:
@@ -89,3 +94,140 @@ async def test_a_leave_wakes_the_hub_and_fits_a_full_inbox() -> None:
     inbox.leave(ear)
     assert inbox.take_leaves() == [ear]
     assert inbox.take_leaves() == []
+
+
+# -- short messages
+
+EARS = [Ear(PlainDialect()) for _ in range(3)]
+ROOMS = ("red", "blue")
+
+
+def run_of(number: int, ear: int, room: str, kind: Kind, count: int) -> PublishRun:
+    """Return messages that can be recognised."""
+    messages = [b"%d.%d" % (number, index) for index in range(count)]
+    return PublishRun(room, messages, sum(map(len, messages)), kind, Member("", str(ear)), EARS[ear])
+
+
+def said(commands: Sequence[Queued | None]) -> list[tuple[str, Kind, object, bytes]]:
+    """Return what is said by them: room, kind, by whom, and the message."""
+    found: list[tuple[str, Kind, object, bytes]] = []
+    for command in commands:
+        if isinstance(command, Publish):
+            found.append((command.room, command.kind, command.asker, command.data))
+        elif isinstance(command, PublishRuns):
+            assert command.count == sum(len(run.messages) for run in command.runs)
+            for run in command.runs:
+                assert (run.room, run.kind) == (command.room, command.kind)
+                found += [(run.room, run.kind, run.asker, message) for message in run.messages]
+    return found
+
+
+PUTS = st.tuples(
+    st.sampled_from(["run", "run", "run", "publish", "wake"]),
+    st.integers(0, 2),
+    st.sampled_from(ROOMS),
+    st.sampled_from([Kind.TEXT, Kind.TEXT, Kind.BINARY]),
+    st.integers(1, 40),
+)
+
+
+@settings(deadline=None)
+@given(
+    puts=st.lists(PUTS, min_size=1, max_size=30),
+    commands_max=st.sampled_from([1, 2, 100]),
+    bytes_max=st.sampled_from([3 * COMMAND_OVERHEAD_BYTES, 10**6]),
+    seed=st.integers(0, 2**32),
+)
+def test_messages_that_travel_together_stay_in_order(
+    puts: list[tuple[str, int, str, Kind, int]], commands_max: int, bytes_max: int, seed: int
+) -> None:
+    """Whoever waits, and whenever the hub takes: all that anyone says arrives once, in the order in which it said it.
+
+    Where nobody has to wait, that is also the order in which all together said it.
+    """
+    rng, taken, put = random.Random(seed), list[Queued | None](), list[Queued]()
+    waited = False
+
+    async def speak(inbox: Inbox, ear: int) -> None:
+        nonlocal waited
+        for number, (what, who, room, kind, count) in enumerate(puts):
+            if who != ear:
+                continue
+            if what == "wake":
+                inbox.wake()
+            elif what == "publish":
+                command = Publish(room, b"%d" % number, kind, asker=EARS[ear])
+                if not inbox.put_nowait(command):
+                    waited = True
+                    await inbox.put(command)
+                put.append(command)
+            else:
+                run = run_of(number, ear, room, kind, count)
+                if not inbox.put_run_nowait(run):
+                    waited = True
+                    await inbox.put_run(run)
+                put.append(PublishRuns(room, kind, [run], count, 0))
+            if rng.random() < 0.5:
+                await trio.sleep(rng.random())
+
+    async def main() -> None:
+        inbox = Inbox(commands_max, bytes_max)
+
+        async def take() -> None:
+            while True:
+                some = [await inbox.take()]
+                while rng.random() < 0.7:
+                    try:
+                        some.append(inbox.take_nowait())
+                    except trio.WouldBlock:
+                        break
+                if rng.random() < 0.3:
+                    await trio.sleep(rng.random() * 3)
+                taken.extend(some)
+                inbox.done(some)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take)
+            async with trio.open_nursery() as speakers:
+                for ear in range(3):
+                    speakers.start_soon(speak, inbox, ear)
+            await trio.sleep(100)
+            assert inbox.statistics().bytes == inbox.statistics().commands == 0
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    for ear in EARS:
+        assert [each for each in said(taken) if each[2] is ear] == [each for each in said(put) if each[2] is ear]
+    if not waited:
+        assert said(taken) == said(put)
+    for command in taken:
+        if isinstance(command, PublishRuns) and len(command.runs) > 1:
+            assert command.count <= MESSAGES_PER_COMMAND
+
+
+async def test_what_nothing_comes_between_travels_together() -> None:
+    """One room, one kind: one command, up to its bound, and not once it has been taken."""
+    inbox = Inbox(100, 10**6)
+    runs = [run_of(number, number % 3, "red", Kind.TEXT, 20) for number in range(4)]
+    for run in runs:
+        assert inbox.put_run_nowait(run)
+    first = inbox.take_nowait()
+    second = inbox.take_nowait()
+    assert isinstance(first, PublishRuns)
+    assert isinstance(second, PublishRuns)
+    assert (first.runs, second.runs) == (runs[:3], runs[3:])
+    assert inbox.put_run_nowait(runs[0])
+    assert second.runs == runs[3:]
+    third = inbox.take_nowait()
+    inbox.done([first, second, third])
+    assert inbox.statistics().bytes == 0
+
+
+async def test_who_joins_others_waits_for_bytes_as_they_do() -> None:
+    """To travel together is no way around the bound."""
+    run = run_of(0, 0, "red", Kind.TEXT, 2)
+    inbox = Inbox(100, 2 * run.size_bytes)
+    assert inbox.put_run_nowait(run)
+    assert inbox.put_run_nowait(run)
+    assert not inbox.put_run_nowait(run)
+    assert inbox.statistics().bytes == 2 * run.size_bytes

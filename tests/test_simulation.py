@@ -27,7 +27,7 @@ from hubbub.core.rooms import Rooms
 from hubbub.hub.inbox import Inbox
 from hubbub.hub.state import Hub
 from hubbub.hub.steps import Steps
-from hubbub.model.command import Answer, Command, Done, Published, Subscribe, Unsubscribe
+from hubbub.model.command import Answer, Command, Done, Published, PublishRuns, Queued, Subscribe, Unsubscribe
 from hubbub.model.end import End
 from hubbub.model.publication import Position, Publication
 from hubbub.model.subscriber import Subscriber
@@ -174,6 +174,20 @@ def take_out_of_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Inlet, "on_ready", mutant)
 
 
+def grow_out_of_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said joins what was said before, though something else has come between (rule 4 of the inbox)."""
+    put_nowait = Inbox.put_nowait
+
+    def mutant(self: Inbox, command: Queued) -> bool:
+        growing = self._growing
+        done = put_nowait(self, command)
+        if not isinstance(command, PublishRuns):
+            self._growing = growing
+        return done
+
+    monkeypatch.setattr(Inbox, "put_nowait", mutant)
+
+
 def stop_within_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     """The backlog of a peer that is evicted is dropped in the middle of a frame."""
     monkeypatch.setattr(hubbub.connection.outbox, "frame_end", lambda data, sent: sent)
@@ -310,6 +324,7 @@ MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
     (overtake, "was due"),
     (forget_edges, "ended by no_pong"),
     (take_out_of_turn, "was due"),
+    (grow_out_of_turn, "was due"),
     (stop_within_a_frame, "beginning of what was due|expected|begins with|another pong"),
     (never_look, "silent and still connected|not let go"),
     (join_after_opening, "expected|saw"),

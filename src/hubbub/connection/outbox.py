@@ -150,7 +150,7 @@ class Outbox:
     """Frames waiting for one peer.
 
     Args:
-        transport: its send side is the outbox's alone.
+        transport: its send side is the outbox's alone; by `direct` the hub sends for it.
         nursery: the connection's; the writer runs there.
         settings: outbox_bytes_max, outbox_frames_max, write_stall_seconds_max.
         total: of all outboxes.

@@ -1,7 +1,8 @@
 """The session: what one peer's messages ask for, handed to the hub strictly in order, and not too fast.
 
-It runs in the task that read the message (the reader's, or the body's for what went through trio-websocket; never
-both at once), so it must not close the connection: it says why it ends, and the body of `serve_connection` closes.
+It runs where the message was read: in the reader's task, in the body's for what went through trio-websocket, or, while
+the reader waits, wherever the poller looks (`receive_nowait`); never in two at once. So it must not close the
+connection: it says why it ends, and the body of `serve_connection` closes.
 
 Rules:
 1. Backpressure: while the hub's inbox is full, or this peer is over its rates, nothing more is read from it, and TCP
@@ -163,10 +164,10 @@ class Session:
         weight = self._occupancy(run.room) / self._settings.rate_occupancy
         if weight < 1.0:
             weight = 1.0
-        count, size = len(messages) * weight, sum(map(len, messages)) * weight
+        count, size = len(messages) * weight, run.length * weight
         if self._publications.spend_leased(count):
             if self._bytes.spend_leased(size):
-                if self._inbox.put_nowait(run):
+                if self._inbox.put_run_nowait(run):
                     return True
                 self._bytes.spend_leased(-size)
             self._publications.spend_leased(-count)
@@ -189,9 +190,8 @@ class Session:
         most = max(1, int(self._settings.publications_burst_max / RUNS_PER_BURST / weight))
         for start in range(0, len(messages), most):
             part = run if most >= len(messages) else run.part(start, start + most)
-            if not self._inbox.put_nowait(part):
-                await self._inbox.put(part)
-            if seconds := self._owed(weight * len(part.messages), weight * sum(map(len, part.messages))):
+            await self._inbox.put_run(part)
+            if seconds := self._owed(weight * len(part.messages), weight * part.length):
                 await self._wait(seconds)
         self.handing_over = False
 

@@ -131,7 +131,7 @@ class PlainConversation:
         if self._asks("publish", self.room):
             return None
         kind = _BINARY_KIND if binary else _TEXT_KIND
-        return PublishRun(self.room, messages, kind, self.member, self._subscriber)
+        return PublishRun(self.room, messages, sum(map(len, messages)), kind, self.member, self._subscriber)
 
     def overdue(self, now: float) -> End | None:
         """Its token can't be renewed: when it has expired, that's it."""

@@ -4,8 +4,10 @@ Rules:
 1. Commands wait in one memory channel, bounded in commands and in bytes. When it is full the connection's
    reader waits, so TCP slows that publisher down: backpressure. The bytes count until the hub is done with them.
 2. A leave can't fail, wait or be lost: it goes onto a plain list, once a subscriber, and wakes the hub.
-3. Commands of one connection stay in their order: its reader puts one after the other. Nobody overtakes for
-   ever: who comes while others wait for bytes waits, too, and each command done lets one go on.
+3. Commands of one connection stay in their order: they are put one after the other. Nobody overtakes for ever: who
+   comes while others wait for bytes waits, too, and each command done lets one go on.
+4. Short messages that are said one after the other in one room, in one kind, by whomever, are one command while they
+   wait: the hub takes one step for all of them. With anything else between them they aren't, so order is kept.
 """
 
 import contextlib
@@ -14,8 +16,11 @@ from collections.abc import Sequence
 import msgspec
 import trio
 
-from hubbub.model.command import Command
+from hubbub.model.command import PublishRun, PublishRuns, Queued
 from hubbub.model.subscriber import Subscriber
+
+MESSAGES_PER_COMMAND = 64
+"""To how many messages a command grows that others have begun: accepting them takes some 0.1 ms."""
 
 
 class InboxStatistics(msgspec.Struct, frozen=True):
@@ -33,43 +38,76 @@ class Inbox:
     Args:
         commands_max: how many commands may wait.
         bytes_max: how many bytes of commands may wait; a single larger command is let in when nothing waits.
+
+    Attributes:
+        bytes: of what waits, and of what the hub has in hand.
     """
 
     def __init__(self, commands_max: int, bytes_max: int) -> None:
         self._bytes_max = bytes_max
-        self._bytes = 0
-        self._put, self._take = trio.open_memory_channel[Command | None](commands_max)  # None: only a wake-up
+        self.bytes = 0
+        self._put, self._take = trio.open_memory_channel[Queued | None](commands_max)  # None: only a wake-up
         self._space = trio.lowlevel.ParkingLot()
         self._crowded = False  # somebody is parked there; to ask the lot costs more than the rest of a put
+        self._growing: PublishRuns | None = None  # the command that was put last and not taken yet, if it can grow
         self._leaves: list[Subscriber] = []
 
-    def put_nowait(self, command: Command) -> bool:
+    def put_nowait(self, command: Queued) -> bool:
         """Hand a command over if there is room, and nobody waits for that; else return False."""
         size = command.size_bytes
-        if self._crowded or (self._bytes and self._bytes + size > self._bytes_max):
+        if self._crowded or (self.bytes and self.bytes + size > self._bytes_max):
             return False
         try:
             self._put.send_nowait(command)
         except trio.WouldBlock:
             return False
-        self._bytes += size
+        self._growing = None
+        self.bytes += size
         return True
 
-    async def put(self, command: Command) -> None:
+    def put_run_nowait(self, run: PublishRun) -> bool:
+        """As `put_nowait`, for short messages: together with those that were said before, if they can be."""
+        size, count, growing = run.size_bytes, len(run.messages), self._growing
+        if (
+            growing is None
+            or growing.room != run.room
+            or growing.kind is not run.kind
+            or growing.count + count > MESSAGES_PER_COMMAND
+        ):
+            command = PublishRuns(run.room, run.kind, [run], count, size)
+            if not self.put_nowait(command):
+                return False
+            self._growing = command
+            return True
+        if self._crowded or self.bytes + size > self._bytes_max:
+            return False
+        growing.runs.append(run)
+        growing.count += count
+        growing.size_bytes += size
+        self.bytes += size
+        return True
+
+    async def put_run(self, run: PublishRun) -> None:
+        """As `put`, for short messages."""
+        if not self.put_run_nowait(run):
+            await self.put(PublishRuns(run.room, run.kind, [run], len(run.messages), run.size_bytes))
+
+    async def put(self, command: Queued) -> None:
         """Hand a command over; waits while the inbox is full. Not a checkpoint when there is room."""
         size = command.size_bytes
         if self._space:
             await self._park()  # behind those who wait already, or a large command would wait for ever
-        while self._bytes and self._bytes + size > self._bytes_max:
+        while self.bytes and self.bytes + size > self._bytes_max:
             await self._park()
-        self._bytes += size
+        self.bytes += size
+        self._growing = None
         try:
             self._put.send_nowait(command)
         except trio.WouldBlock:
             try:
                 await self._put.send(command)
             except BaseException:
-                self._bytes -= size
+                self.bytes -= size
                 raise
 
     async def _park(self) -> None:
@@ -89,23 +127,28 @@ class Inbox:
         with contextlib.suppress(trio.WouldBlock):  # full: the hub has every reason to be awake
             self._put.send_nowait(None)
 
-    async def take(self) -> Command | None:
+    async def take(self) -> Queued | None:
         """Wait for a command, or a wake-up (None)."""
-        return await self._take.receive()
+        return self._taken(await self._take.receive())
 
-    def take_nowait(self) -> Command | None:
+    def take_nowait(self) -> Queued | None:
         """Return a command or a wake-up (None).
 
         Raises:
             trio.WouldBlock: nothing waits.
         """
-        return self._take.receive_nowait()
+        return self._taken(self._take.receive_nowait())
 
-    def done(self, commands: Sequence[Command | None]) -> None:
+    def _taken(self, command: Queued | None) -> Queued | None:
+        if command is self._growing:
+            self._growing = None
+        return command
+
+    def done(self, commands: Sequence[Queued | None]) -> None:
         """Say that these have been carried out, and need no memory any more."""
         for command in commands:
             if command is not None:
-                self._bytes -= command.size_bytes
+                self.bytes -= command.size_bytes
         if self._space:
             self._space.unpark(count=len(commands))
 
@@ -119,7 +162,7 @@ class Inbox:
         waiting = self._take.statistics()
         return InboxStatistics(
             commands=waiting.current_buffer_used,
-            bytes=self._bytes,
+            bytes=self.bytes,
             leaves=len(self._leaves),
             readers_waiting=waiting.tasks_waiting_send + len(self._space),
         )

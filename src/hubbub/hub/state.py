@@ -9,7 +9,7 @@ Rules:
 4. Every question gets one answer. Answers wait in their asker until `flush`; the server's own don't wait.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import msgspec
 import structlog
@@ -25,7 +25,7 @@ from hubbub.model.command import (
     Command,
     Enter,
     Publish,
-    PublishRun,
+    PublishRuns,
     ReadHistory,
     ReadPresence,
     Refusal,
@@ -105,18 +105,17 @@ class Hub:
             command.asker.evict(End.NOT_PERMITTED, "" if answer.why is Refusal.DENIED else answer.why.value)
         return self._waiting.size_bytes(command.room) >= PIECE_BYTES_MAX
 
-    def publish_runs(self, runs: Sequence[PublishRun], now: float) -> bool:
-        """As `publish`, for what some clients say in one room, all of one kind."""
-        room = runs[0].room
+    def publish_runs(self, command: PublishRuns, now: float) -> bool:
+        """As `publish`, for what some clients say in one room."""
         try:
-            refused = self._steps.publish_runs(runs, now)
+            refused = self._steps.publish_runs(command, now)
         except Exception:
-            answer = self._end_room(room)
-            refused = [(run, answer.why) for run in runs]
+            answer = self._end_room(command.room)
+            refused = [(run, answer.why) for run in command.runs]
         for run, why in refused:
             self._refused[why] += 1
             run.asker.evict(End.NOT_PERMITTED, "" if why is Refusal.DENIED else why.value)
-        return self._waiting.size_bytes(room) >= PIECE_BYTES_MAX
+        return self._waiting.size_bytes(command.room) >= PIECE_BYTES_MAX
 
     def comes_after_what_waits(self, command: Command) -> bool:
         """Whether everything must be handed out and flushed first.
@@ -143,7 +142,7 @@ class Hub:
                 for subscription in command.subscriptions:
                     self._announce(subscription)
             return
-        assert not isinstance(command, Publish | PublishRun)
+        assert not isinstance(command, Publish)
         answer = self._answer_to(command, now)
         self._answer(command.asker, command.reply, answer)
         if isinstance(command, Subscribe) and isinstance(answer, Subscribed):

@@ -10,8 +10,6 @@ Rules:
    alone is given what was waiting for it there.
 """
 
-from collections.abc import Sequence
-
 import msgspec
 
 from hubbub.auth.permissions import Standing, Who, level, may, may_subscribe
@@ -31,6 +29,7 @@ from hubbub.model.command import (
     Publish,
     Published,
     PublishRun,
+    PublishRuns,
     ReadHistory,
     ReadPresence,
     Refusal,
@@ -102,9 +101,9 @@ class Steps:
             self.results.remember(room, scope, key, published, now)
         return published
 
-    def publish_runs(self, runs: Sequence[PublishRun], now: float) -> list[tuple[PublishRun, Refusal]]:
-        """Accept what some say in one room, all of one kind, in that order; return what was refused, and why."""
-        room, kind = runs[0].room, runs[0].kind
+    def publish_runs(self, command: PublishRuns, now: float) -> list[tuple[PublishRun, Refusal]]:
+        """Accept what some say in one room, in that order; return what was refused, and why."""
+        room, runs = command.room, command.runs
         if (namespace := self._settings.namespace(room)) is None:
             return [(run, Refusal.UNKNOWN_NAMESPACE) for run in runs]
         who, opened = level(namespace.allow_publish, room), self._rooms.get(room)
@@ -121,7 +120,7 @@ class Steps:
             messages += run.messages
             publishers += [publisher] * len(run.messages)
         if messages:
-            publications = self._engine.append_all(room, messages, kind, now, publishers)
+            publications = self._engine.append_all(room, messages, command.kind, now, publishers)
             self.publications += len(publications)
             if opened is not None:
                 self._waiting.add_all(room, publications, sum(map(len, messages)))

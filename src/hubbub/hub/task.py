@@ -9,7 +9,6 @@ commands. Under load a subscriber then gets one send where it would get many; wh
 nothing costs a microsecond.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import trio
@@ -17,7 +16,7 @@ import trio
 from hubbub.config import Settings
 from hubbub.hub.inbox import Inbox
 from hubbub.hub.state import Hub
-from hubbub.model.command import Command, Publish, PublishRun
+from hubbub.model.command import Publish, PublishRuns, Queued
 from hubbub.model.subscriber import Outlet
 
 OFFERS_PER_CHECKPOINT = 256
@@ -27,9 +26,6 @@ finds its peer gone."""
 GATHER_SECONDS_MAX = 0.002
 """For how long the hub gathers: as long as a hand-out to some 300 takes, which is what it saves."""
 
-MESSAGES_PER_STEP = 64
-"""How many short messages are accepted in one step of a room: some 0.1 ms, and 64 KiB at most."""
-
 COMMANDS_PER_LOOK = 32
 """How many publishes are handled between looks at the clock: some 0.1 ms."""
 
@@ -38,15 +34,14 @@ async def run_hub(hub: Hub, inbox: Inbox, settings: Settings, look: Callable[[],
     """Run the hub's passes until cancelled; `look` reads what has come, and says whether others must run for it."""
     while True:
         commands = [await inbox.take()]
-        _take_waiting(commands, inbox, settings.pass_commands_max)
         since = trio.current_time()
         for _ in range(settings.gather_passes_max):
-            before = len(commands)
+            before = inbox.bytes
             if look():
                 await trio.lowlevel.checkpoint()
-            _take_waiting(commands, inbox, settings.pass_commands_max)
-            if len(commands) == before or trio.current_time() - since >= GATHER_SECONDS_MAX:
+            if inbox.bytes == before or trio.current_time() - since >= GATHER_SECONDS_MAX:
                 break
+        _take_waiting(commands, inbox, settings.pass_commands_max)
         _let_leave(hub, inbox)
         await _apply(hub, commands, settings.pass_seconds_max)
         inbox.done(commands)
@@ -63,7 +58,7 @@ def _let_leave(hub: Hub, inbox: Inbox) -> None:
         hub.leave(subscriber)
 
 
-def _take_waiting(commands: list[Command | None], inbox: Inbox, limit: int) -> None:
+def _take_waiting(commands: list[Queued | None], inbox: Inbox, limit: int) -> None:
     while len(commands) < limit:
         try:
             commands.append(inbox.take_nowait())
@@ -71,7 +66,7 @@ def _take_waiting(commands: list[Command | None], inbox: Inbox, limit: int) -> N
             return
 
 
-async def _apply(hub: Hub, commands: list[Command | None], pass_seconds_max: float) -> None:
+async def _apply(hub: Hub, commands: list[Queued | None], pass_seconds_max: float) -> None:
     now = trio.current_time()
     served = at = 0
     while at < len(commands):
@@ -81,10 +76,8 @@ async def _apply(hub: Hub, commands: list[Command | None], pass_seconds_max: flo
             await trio.lowlevel.checkpoint()
             now = trio.current_time()
         at += 1
-        if isinstance(command, PublishRun):
-            runs = _runs_with(command, commands, at)
-            at += len(runs) - 1
-            if hub.publish_runs(runs, now):
+        if isinstance(command, PublishRuns):
+            if hub.publish_runs(command, now):
                 served = await _hand_out(hub, command.room, served)
         elif isinstance(command, Publish):
             if hub.publish(command, now):
@@ -94,20 +87,6 @@ async def _apply(hub: Hub, commands: list[Command | None], pass_seconds_max: flo
                 served = await _hand_out_all(hub, served)
             hub.carry_out(command, now)
     await _hand_out_all(hub, served)
-
-
-def _runs_with(first: PublishRun, commands: list[Command | None], at: int) -> list[PublishRun]:
-    """Return it with those that follow it at `at` and say more in the same room, in the same kind."""
-    runs, count = [first], len(first.messages)
-    room, kind = first.room, first.kind
-    for run in itertools.islice(commands, at, at + COMMANDS_PER_LOOK):
-        if type(run) is not PublishRun or run.room != room or run.kind is not kind:
-            break
-        count += len(run.messages)
-        if count > MESSAGES_PER_STEP:
-            break
-        runs.append(run)
-    return runs
 
 
 async def _hand_out_all(hub: Hub, served: int) -> int:

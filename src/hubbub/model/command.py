@@ -119,24 +119,46 @@ class Publish(msgspec.Struct, frozen=True):
 
 
 class PublishRun(msgspec.Struct, frozen=True):
-    """Put short messages of one client into `room`, one after the other; nobody waits for an answer."""
+    """Put short messages of one client into `room`, one after the other; nobody waits for an answer.
+
+    Attributes:
+        length: of all messages together, in bytes.
+        publisher: who says it.
+        asker: whose permission counts.
+    """
 
     room: str
     messages: Sequence[bytes]
+    length: int
     kind: Kind
     publisher: Member
     asker: "Subscriber"
 
     def part(self, start: int, stop: int) -> "PublishRun":
         """Return some of it."""
-        return PublishRun(self.room, self.messages[start:stop], self.kind, self.publisher, self.asker)
+        messages = self.messages[start:stop]
+        return PublishRun(self.room, messages, sum(map(len, messages)), self.kind, self.publisher, self.asker)
 
     @property
     def size_bytes(self) -> int:
         """What it weighs in the hub's inbox."""
-        count = len(self.messages)
-        size = len(self.messages[0]) if count == 1 else sum(map(len, self.messages))
-        return size + count * COMMAND_OVERHEAD_BYTES
+        return self.length + len(self.messages) * COMMAND_OVERHEAD_BYTES
+
+
+class PublishRuns(msgspec.Struct):
+    """What some clients say in one room, all of one kind, in that order. Grows while it waits in the inbox.
+
+    Attributes:
+        runs: at least one.
+        count: of all messages.
+        size_bytes: what it weighs in the hub's inbox.
+    """
+
+    room: str
+    kind: Kind
+    runs: list[PublishRun]
+    count: int
+    size_bytes: int
 
 
 class _Move(msgspec.Struct, frozen=True):
@@ -246,6 +268,7 @@ class Tell(msgspec.Struct, frozen=True):
         return COMMAND_OVERHEAD_BYTES
 
 
-Command: TypeAlias = (
-    Publish | PublishRun | Subscribe | Enter | Unsubscribe | ReadHistory | ReadPresence | RemoveHistory | Tell
-)
+Command: TypeAlias = Publish | Subscribe | Enter | Unsubscribe | ReadHistory | ReadPresence | RemoveHistory | Tell
+
+Queued: TypeAlias = Command | PublishRuns
+"""What waits in the hub's inbox."""

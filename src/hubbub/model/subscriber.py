@@ -62,7 +62,7 @@ class Subscriber(Protocol):
     was_in: Mapping[str, bool]
 
     @property
-    def outlet(self) -> "Outlet":
+    def outlet(self) -> Outlet:
         """Where what it is sent goes in. Always the same."""
         ...
 
