@@ -26,6 +26,7 @@ Columns = Mapping[str, tuple[str, str]]  # of a table: the name in the JSON, the
 Case = TypeVar("Case")
 WAITED_SHARE_MAX = 0.02  # beyond it a row is marked as disturbed
 PAUSES = "hubbub_rate_pauses_total"
+FROM_OUTSIDE = {"HUBBUB_ALLOW_PUBLISH": "anonymous"}  # the setting where some publish who aren't in the room
 
 
 def environment(connections: int) -> dict[str, str]:
