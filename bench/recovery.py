@@ -168,11 +168,7 @@ def _storm(
     crowd.drain()
     live = (clock() - began) / 1e9
     crowd.check(settle=0.3)
-    ended = endings(target, earlier)
-    if unexpected := {reason: number for reason, number in ended.items() if not reason.startswith("peer_")}:
-        if bench.target is None:
-            raise BenchError(f"the server ended well-behaved connections: {unexpected}")
-        notice(f"the server at --url ended connections meanwhile, none of them of these clients: {unexpected}")
+    bench.must_be_of_others(endings(target, earlier))
     back = sorted((client.opened_at - began) / 1e9 for client in returning)
     return row | {
         "connections": len(returning),
