@@ -1,10 +1,11 @@
 # Two commands do everything on a fresh machine with Python 3.11+, make and the package registries:
 #   make serve [PORT=8000]    create the environment, install, start hubbub, print its address
 #   make test                 likewise; then the whole suite: format, types, tests
-# And: make bench [ARGS=…], make clean.
+# And: make bench [SCRIPT=fanout.py] [ARGS=…], a benchmark of bench/README.md; make clean.
 
 PYTHON ?= python3
 PORT ?= 8000
+SCRIPT ?= fanout.py
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
@@ -27,8 +28,8 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-dev
-	$(BIN)/python bench/fanout.py $(ARGS)
+bench: $(VENV)/.installed-bench
+	$(BIN)/python bench/$(SCRIPT) $(ARGS)
 
 clean:
 	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -46,4 +47,8 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	@touch $@

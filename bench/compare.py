@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import chat
-from contest import CONTESTANTS, Entrant, Scratch, Server, prepare
+from contest import CONTESTANTS, Entrant, Scratch, Server, prepare, settings
 from dialects import DIALECTS, BenchError
 from fanout import Tell, repeat
 from loadgen import (
@@ -34,7 +35,7 @@ from loadgen import (
     resident_kb,
 )
 from options import Parser
-from report import WAITED_SHARE_MAX, Bench, Row, environment, run
+from report import WAITED_SHARE_MAX, Bench, Row, Stopped, machine, run
 from verdict import ROWS, Outcome, draw, figures, goals, judge, ratios, sentences
 
 MESSAGE_SIZE = 100  # bytes, of what a publisher says, in each dialect
@@ -122,20 +123,20 @@ MEASUREMENTS: dict[str, Measure] = {
 CHATS = ("chat32", "bun32")  # whoever talks is in the room: not so in the structured dialect's benchmarks
 
 
-def steps(entrants: Sequence[Entrant], outcome: Outcome, rounds: int) -> Iterator[tuple[int, str, Entrant]]:
-    """Everything there is to do: in each round another contestant begins, and so has another neighbour before it."""
+def steps(entrants: Sequence[Entrant], outcome: Outcome, rounds: int, seed: int) -> Iterator[tuple[int, str, Entrant]]:
+    """Everything there is to do. Everybody's turn is drawn anew each time, so that nobody always follows the same."""
+    chance = random.Random(seed)
     wanted = dict.fromkeys(ROWS[row].measurement for row in outcome.rows)
     for round_ in range(rounds):
-        start = round_ % len(entrants)
         for measurement in wanted:
-            for entrant in (*entrants[start:], *entrants[:start]):
+            for entrant in chance.sample(entrants, len(entrants)):
                 if entrant.contestant.dialect == "plain" or measurement not in CHATS:
                     yield round_, measurement, entrant
 
 
 def compete(entrants: Sequence[Entrant], outcome: Outcome, options: argparse.Namespace, core: int | None) -> None:
     """Do all steps. Who fails in one is out of that measurement for good: one fault disqualifies."""
-    todo = list(steps(entrants, outcome, options.rounds))
+    todo = list(steps(entrants, outcome, options.rounds, options.seed))
     for done, (round_, measurement, entrant) in enumerate(todo):
         name, title = entrant.contestant.name, entrant.contestant.title
         if (name, measurement) in outcome.faults:
@@ -147,11 +148,12 @@ def compete(entrants: Sequence[Entrant], outcome: Outcome, options: argparse.Nam
             with Server(entrant, OPENED + OPENED_BEFORE, core) as target:
                 result = MEASUREMENTS[measurement](target, entrant, options, progress, tell)
         except (BenchError, OSError) as fault:
-            progress.clear()
             notice(f"{title} is out in {measurement}")
             outcome.faults[name, measurement] = str(fault)
         else:
             outcome.results.setdefault((name, measurement), []).append(result)
+        finally:
+            progress.clear()
 
 
 def _note(outcome: Outcome, where: str, what: str) -> None:
@@ -176,6 +178,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(name, type=_names(known), default=known, metavar="A,B", help=of)
     parser.whole("--rounds", None, "in each of which everyone does everything (5)")
     parser.real("--seconds", None, "to measure, each time (3)")
+    parser.whole("--seed", 1, "of the order in which they take turns", least=0)
     quick = "one round of half a second each: to see that it works, not to quote"
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.files()
@@ -211,23 +214,34 @@ def measure(bench: Bench) -> None:
     outcome = Outcome({e.contestant.name: e.contestant.title for e in entrants}, options.rows, missing)
     try:
         compete(entrants, outcome, options, bench.cores[0] if bench.cores else None)
-    except KeyboardInterrupt:
-        notice("interrupted: these are the rounds so far")
-    judged = judge(outcome)
-    print(report(outcome, judged))
-    print("\n" + "\n".join(f"{e.contestant.title}: {e.version}" for e in entrants))
-    print("hubbub's settings, all else at its defaults: " + " ".join(f"{k}={v}" for k, v in settings().items()))
-    bench.outcome.update(record(outcome, judged, entrants))
-    draw(outcome, options.plot)
+    except Stopped:
+        notice("stopped: these are the rounds so far")
+        raise
+    finally:
+        conclude(bench, outcome, entrants)
     asked = [name for name in ("hubbub", "structured") if name in options.contestants]
     if out := [name for name in asked if name not in outcome.titles or name in {who for who, _ in outcome.faults}]:
         raise BenchError(f"{' and '.join(out)} isn't there, or is disqualified somewhere")
 
 
-def settings() -> dict[str, str]:
-    """What hubbub is told: fanout.py's settings, and what the caller's shell says, which wins."""
-    told = {name: value for name, value in os.environ.items() if name.startswith("HUBBUB_")}
-    return {**environment(OPENED + OPENED_BEFORE), **told}
+def conclude(bench: Bench, outcome: Outcome, entrants: Sequence[Entrant]) -> None:
+    """Print all that is known by now, note it for the JSON file, and draw it."""
+    judged = judge(outcome)
+    print(report(outcome, judged))
+    print("\n{cpu}, {cores} cores, {system}; Python {python}".format(**machine()))
+    for entrant in entrants:
+        print(f"{entrant.contestant.title}: {entrant.version}")
+    for title, told in told_settings(entrants).items():
+        print(f"{title}'s settings, all else at its defaults: " + " ".join(f"{k}={v}" for k, v in told.items()))
+    bench.outcome.update(record(outcome, judged, entrants))
+    draw(outcome, bench.options.plot)
+
+
+def told_settings(entrants: Sequence[Entrant]) -> dict[str, dict[str, str]]:
+    """What hubbub is told, by title: fanout.py's settings, and what the caller's shell says, which wins."""
+    shell = {name: value for name, value in os.environ.items() if name.startswith("HUBBUB_")}
+    wanted = {e.contestant.title: settings(e.contestant, OPENED + OPENED_BEFORE) for e in entrants}
+    return {title: {**own, **shell} for title, own in wanted.items() if own}
 
 
 def record(outcome: Outcome, judged: Sequence[dict[str, Any]], entrants: Sequence[Entrant]) -> dict[str, object]:
@@ -240,7 +254,7 @@ def record(outcome: Outcome, judged: Sequence[dict[str, Any]], entrants: Sequenc
         for name in outcome.titles
     }
     return {
-        "settings": settings(),
+        "settings": told_settings(entrants),
         "versions": {e.contestant.name: e.version for e in entrants},
         "missing": dict(outcome.missing),
         "disqualified": [{"who": w, "in": m, "why": why} for (w, m), why in outcome.faults.items()],

@@ -22,7 +22,7 @@ from report import Bench, Row, Watch, medians, per, plot, run, show, tell_distur
 from room import Room
 
 DIALECTS = ("plain", "structured")
-HOLD_MAX = 15_000
+HOLD_MIN, HOLD_MAX = 2, 15_000  # the first isn't counted
 FILES_APART = 500  # of the server's: its own, and those it keeps to answer 503
 COLUMNS = {
     "memory_kb_per_connection": ("KB/connection", "{:.1f}"),
@@ -107,9 +107,8 @@ def come_back(bench: Bench, crowd: Crowd, clients: Sequence[Client], structured:
     back = sorted((client.opened_at - began) / 1e9 for client in returning)
     speak(crowd, returning[-1], room)
     ended = endings(target, earlier)
-    if unexpected := {reason for reason in ended if not reason.startswith("peer_")}:
-        notice(f"connections ended by {', '.join(sorted(unexpected))}: {ended}")
     bench.outcome.setdefault("ended_in_storm", []).append(ended)
+    bench.must_be_of_others(ended)
     return {
         "storm_seconds": back[-1],
         "storm_p50_seconds": percentile(back, 0.5),
@@ -135,8 +134,7 @@ def hold(bench: Bench, dialect: str) -> Row:
         opening = watch.stop()
         memory = settle_memory(crowd, target) - before
         spoken = medians([speak(crowd, clients[i % len(clients)], room) for i in range(5)])
-        if ended := endings(target, earlier):
-            notice(f"connections ended: {ended}")
+        bench.must_be_of_others(endings(target, earlier))
         return spoken | {
             "connections": number,
             "memory_kb_per_connection": memory / len(clients) if bench.tells_memory else None,
@@ -169,9 +167,10 @@ def measure(bench: Bench) -> None:
 
 
 def default_hold() -> int:
-    """As many as the hard limit of open files lets the server have, up to 15,000."""
+    """As many as the hard limit of open files lets the server have, up to 15,000; 0 if that is fewer than two."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return HOLD_MAX if hard == resource.RLIM_INFINITY else max(1, min(HOLD_MAX, hard - FILES_APART))
+    most = HOLD_MAX if hard == resource.RLIM_INFINITY else min(HOLD_MAX, hard - FILES_APART)
+    return most if most >= HOLD_MIN else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -183,6 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.whole("--hold", None, f"held at once, 0: none ({most} here, none with --url)", least=0)
     parser.repeat(2)
     options = parser.checked(arguments)
+    if options.hold and options.hold < HOLD_MIN:
+        parser.error(f"argument --hold: 0, or a whole number from {HOLD_MIN} expected, not '{options.hold}'")
     if options.hold is None:
         options.hold = 0 if options.target else most
         if options.target:

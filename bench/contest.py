@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -15,12 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dialects import BenchError
-from loadgen import Target, notice, pin
-from report import environment
+from loadgen import Target, fault, notice, pin
+from report import FROM_OUTSIDE, commit, environment
 
 RIVALS = Path(__file__).parent / "rivals"
 INSTALL_SECONDS_MAX = 600
 START_SECONDS_MAX = 30
+ABOUT_HUBBUB = """
+import hubbub, json, platform, trio
+about = {"file": hubbub.__file__, "hubbub": hubbub.__version__, "trio": trio.__version__}
+print(json.dumps(about | {"python": platform.python_version()}))
+"""
 
 
 class Missing(Exception):
@@ -60,17 +66,23 @@ class Scratch:
 
     def python(self, script: str, packages: Sequence[str]) -> tuple[Sequence[str], str]:
         """A Python rival: in one environment with the others, made by the Python that runs hubbub."""
-        if not self._python.exists():
-            _run([self.hubbub_python, "-m", "venv", str(self.folder / "venv")])
         names = [package.partition("[")[0] for package in packages]
         told = f"import importlib.metadata as m; print(*(n + ' ' + m.version(n) for n in {names!r}), sep=', ')"
         try:
             version = _run([str(self._python), "-c", told])
         except Missing:
+            self._make_environment()
             notice(f"installing {', '.join(packages)}")
             _run([str(self._python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages])
             version = _run([str(self._python), "-c", told])
         return [str(self._python), str(RIVALS / script)], version
+
+    def _make_environment(self) -> None:
+        """Unless there is one that is whole: the making of one may have been interrupted."""
+        try:
+            _run([str(self._python), "-m", "pip", "--version"])
+        except Missing:
+            _run([self.hubbub_python, "-m", "venv", "--clear", str(self.folder / "venv")])
 
     def npm(self, package: str) -> Path:
         """Where a package for Node is."""
@@ -89,21 +101,45 @@ class Scratch:
 def _run(command: Sequence[str]) -> str:
     """What a command says; Missing if it can't be run or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS_MAX)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            process_group=0,
+        )
     except FileNotFoundError:
         raise Missing(f"there is no {command[0]} on this machine") from None
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
         raise Missing(str(error)) from None
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()
-        raise Missing(f"{Path(command[0]).name} ended with {done.returncode} and said: {' / '.join(said[-3:])}")
-    return done.stdout.strip()
+    with process:
+        try:
+            output, errors = process.communicate(timeout=INSTALL_SECONDS_MAX)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with those that it has started
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise Missing(str(error)) from None
+            raise
+    if process.returncode:
+        said = (errors.strip() or output.strip() or "nothing").splitlines()
+        raise Missing(f"{Path(command[0]).name} ended with {process.returncode} and said: {' / '.join(said[-3:])}")
+    return output.strip()
 
 
 def _hubbub(scratch: Scratch) -> tuple[Sequence[str], str]:
-    python, told = scratch.hubbub_python, "import hubbub, trio; print(hubbub.__version__, trio.__version__)"
-    hubbub, trio = _run([python, "-c", told]).split()
-    return [python, "-m", "hubbub", "serve", "--log-level", "warning", "--port"], f"hubbub {hubbub}, trio {trio}"
+    python = scratch.hubbub_python
+    told = _run([python, "-c", ABOUT_HUBBUB])
+    try:
+        about = json.loads(told)
+        file, hubbub, trio, own = (about[name] for name in ("file", "hubbub", "trio", "python"))
+    except (ValueError, LookupError, TypeError):
+        raise Missing(f"{python} isn't a Python: asked for hubbub's version, it said {told[:100]!r}") from None
+    of = f" ({found})" if (found := commit(Path(file))) else ""
+    version = f"hubbub {hubbub}{of}, trio {trio}, Python {own}"
+    return [python, "-m", "hubbub", "serve", "--log-level", "warning", "--port"], version
 
 
 def _bun(scratch: Scratch) -> tuple[Sequence[str], str]:
@@ -168,8 +204,18 @@ def prepare(names: Sequence[str], scratch: Scratch) -> tuple[list[Entrant], dict
     return entrants, missing
 
 
+def settings(contestant: Contestant, connections: int) -> Mapping[str, str]:
+    """What a contestant is told by the environment, if it is hubbub."""
+    if "hubbub" not in contestant.title:
+        return {}
+    return environment(connections) | (FROM_OUTSIDE if contestant.dialect != "plain" else {})
+
+
 class Server:
-    """An entrant's process: started on entry, a `Target` once it listens, killed on exit."""
+    """An entrant's process: started on entry, a `Target` once it listens, killed on exit.
+
+    *Error handling*: if it ended by itself, there is no result, even if nothing else was wrong.
+    """
 
     def __init__(self, entrant: Entrant, connections: int, core: int | None) -> None:
         self._entrant, self._connections, self._core = entrant, connections, core
@@ -179,10 +225,11 @@ class Server:
         self._output = tempfile.TemporaryFile()  # not a pipe: nobody would read it
         self._process = subprocess.Popen(
             [*self._entrant.command, str(port), *contestant.after_port],
-            env={**self._settings(), **os.environ},
+            env={**settings(contestant, self._connections), **os.environ},
             stdout=self._output,
             stderr=subprocess.STDOUT,
             preexec_fn=self._pin_self,  # before its first thread is started
+            process_group=0,  # whoever presses Ctrl-C stops the benchmark, which then stops the server
         )
         try:
             self._await_listening(port)
@@ -196,12 +243,10 @@ class Server:
     def __exit__(self, *exception: object) -> None:
         status = self._process.poll()
         self._stop()
-        if status is not None:
-            notice(f"{self._entrant.contestant.title} ended by itself with {status}, and said: {self._said()}")
-        self._output.close()
-
-    def _settings(self) -> Mapping[str, str]:
-        return environment(self._connections) if "hubbub" in self._entrant.contestant.title else {}
+        with self._output:
+            if status is not None:
+                title = self._entrant.contestant.title
+                fault(f"{title} ended by itself with {status}, and said: {self._said()}", exception)
 
     def _pin_self(self) -> None:
         if self._core is not None:
@@ -221,10 +266,12 @@ class Server:
 
     def _stop(self) -> None:
         self._process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
-        self._process.kill()
-        self._process.wait()
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+        finally:
+            self._process.kill()
+            self._process.wait()
 
 
 def _free_port() -> int:

@@ -31,6 +31,7 @@ from loadgen import (
 )
 from options import ROOM_URL, Parser
 from report import (
+    FROM_OUTSIDE,
     WAITED_SHARE_MAX,
     Bench,
     Row,
@@ -126,7 +127,8 @@ def repeat(
     apart = options.publishers if dialect.publishers_apart else 0
     with contextlib.ExitStack() as stack:
         stack.callback(progress.clear)
-        target = stack.enter_context(bench.daemon(options.connections + apart, path=dialect.path))
+        settings = FROM_OUTSIDE if apart else {}
+        target = stack.enter_context(bench.daemon(options.connections + apart, settings, path=dialect.path))
         resident = 0
         if target.pid:  # what is imported and cached for the first connection is not a connection's memory
             close_all(connect_all(target, 1, deadline, progress, dialect.join))

@@ -17,8 +17,8 @@ from client import Client
 from crowd import Crowd
 from dialects import STAMP_SIZE
 from loadgen import clock
-from options import SERVER_URL, Parser
-from report import Bench, Row, Watch, no_collection, per, plot, run, show, tell_disturbed
+from options import DEADLINE, SERVER_URL, Parser, plan
+from report import FROM_OUTSIDE, Bench, Row, Watch, no_collection, per, plot, run, show, tell_disturbed
 from room import Room
 
 COLUMNS = {
@@ -35,8 +35,9 @@ def one(bench: Bench, label: str, case: Case) -> Row:
     options, (dialect, size, burst) = bench.options, case
     # What is received is what is measured: message_bytes_max must let the largest through, with its command.
     settings = {"HUBBUB_MESSAGE_BYTES_MAX": str(max(65_536, 2 * size))}
+    structured = dialect == "structured"
+    settings |= FROM_OUTSIDE if structured else {}
     with Crowd.gather(bench, label, options.publishers, settings, size=size) as crowd:
-        structured = dialect == "structured"
         rooms = [Room(bench.room(f"own-{i}")) for i in range(options.publishers)]
         pairs = [
             (Client(crowd, f"publisher {i}", None if structured else room, structured=structured), room)
@@ -96,12 +97,14 @@ def measure(bench: Bench) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0, or 1 if there is no result or it fails its check."""
     parser = Parser("inbound.py", "Measure what receiving a message costs.")
-    parser.common(SERVER_URL)
+    parser.common(SERVER_URL, deadline=DEADLINE)
     parser.whole("--publishers", 50, "connections that publish, each alone")
     parser.listed("--sizes", int, [100, 16_000], "of messages", least=STAMP_SIZE, metavar="BYTES,…")
     parser.listed("--bursts", int, [1, 16], "messages in one send", least=1, metavar="N,…")
     parser.times(2, 0.5, 2, "each")
-    return run("inbound.py", parser.checked(arguments), measure)
+    options = parser.checked(arguments)
+    plan(options, options.warmup + options.seconds, options.publishers)
+    return run("inbound.py", options, measure)
 
 
 if __name__ == "__main__":

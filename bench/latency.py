@@ -17,8 +17,8 @@ from typing import Any
 from dialects import DIALECTS
 from fanout import LATE_MS_MAX, at_rate
 from loadgen import Collector, close_all, connect_all, notice, percentile
-from options import ROOM_URL, Parser
-from report import Bench, Row, Watch, medians, no_collection, plot, run, show, tell_disturbed
+from options import DEADLINE, ROOM_URL, Parser, plan
+from report import FROM_OUTSIDE, Bench, Row, Watch, medians, no_collection, plot, run, show, tell_disturbed
 
 COLUMNS = {
     "deliveries_per_second": ("deliveries/s", "{:,.0f}"),
@@ -40,7 +40,8 @@ def at_rates(bench: Bench, label: str, rates: Sequence[float]) -> list[Row]:
     rows = []
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(bench.progress(label))
-        target = stack.enter_context(bench.daemon(options.connections + apart, path=dialect.path))
+        settings = FROM_OUTSIDE if apart else {}
+        target = stack.enter_context(bench.daemon(options.connections + apart, settings, path=dialect.path))
         sockets = connect_all(target, options.connections, deadline, progress, dialect.join)
         stack.callback(close_all, sockets)
         publishers = connect_all(target, apart, deadline, progress, dialect.introduce)
@@ -103,13 +104,15 @@ def measure(bench: Bench) -> None:
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked; wrong ones end the program with status 2."""
     parser = Parser("latency.py", "Measure how long deliveries take, at several loads.")
-    parser.common(ROOM_URL)
+    parser.common(ROOM_URL, deadline=DEADLINE)
     parser.dialect_room()
     rates = [1000.0, 5000.0, 20000.0, 40000.0, 60000.0]
     parser.listed("--rates", float, rates, "deliveries a second, one after the other", least=1, metavar="N,N,…")
     parser.times(5, 1, 2, "at each rate", least=0)
     options = parser.checked(arguments)
     parser.check_dialects(options, [options.dialect])
+    # Twice, as a server that can't keep up with a rate delivers the rest afterwards.
+    plan(options, len(options.rates) * (options.warmup + 2 * options.seconds), options.connections)
     return options
 
 

@@ -100,7 +100,10 @@ class Target:
 
 
 class Daemon:
-    """The daemon under test: started on entry, a `Target` once it listens, stopped by SIGTERM on exit."""
+    """The daemon under test: started on entry, a `Target` once it listens, stopped by SIGTERM on exit.
+
+    *Error handling*: if it ended by itself, or not with status 0, there is no result, even if nothing else was wrong.
+    """
 
     command = (sys.executable, "-m", "hubbub", "serve", "--port", "0", "--log-level", "warning")
 
@@ -113,7 +116,11 @@ class Daemon:
     def __enter__(self) -> Target:
         self._output = tempfile.TemporaryFile()  # not a pipe: nobody would read it
         self._process = subprocess.Popen(
-            (*self.command, *self._arguments), env=self._environment, stdout=self._output, stderr=subprocess.STDOUT
+            (*self.command, *self._arguments),
+            env=self._environment,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            process_group=0,  # whoever presses Ctrl-C stops the benchmark, which then stops the daemon
         )
         try:
             if self._core is not None:
@@ -130,9 +137,10 @@ class Daemon:
     def __exit__(self, *exception: object) -> None:
         ended_itself = self._process.poll() is not None
         self._stop()
-        if ended_itself or self._process.returncode:
-            notice(f"the daemon ended with {self._process.returncode}, and {self._quoted()}")
-        self._output.close()
+        with self._output:
+            if ended_itself or self._process.returncode:
+                own = " by itself" * ended_itself
+                fault(f"the daemon ended{own} with {self._process.returncode}, and {self._quoted()}", exception)
 
     def _said(self) -> bytes:
         return os.pread(self._output.fileno(), 1 << 16, 0)
@@ -146,7 +154,8 @@ class Daemon:
             self._process.wait(60)  # on a busy core, closing 10,000 connections takes its time
         except subprocess.TimeoutExpired:
             notice("the daemon ignored SIGTERM for 60 s and was killed")
-            self._process.kill()
+        finally:
+            self._process.kill()  # unless it has ended
             self._process.wait()
 
 
@@ -497,6 +506,13 @@ def notice(text: str) -> None:
     """Tell what qualifies the figures but isn't one."""
     erase = "\r\x1b[K" if sys.stderr.isatty() else ""  # a progress bar may be there
     print(f"{erase}notice: {text}", file=sys.stderr)
+
+
+def fault(text: str, exception: Sequence[object]) -> None:
+    """What went wrong, known at the end of a `with` block: raised, unless what ended the block is told instead."""
+    if exception[0] is None:
+        raise BenchError(text)
+    notice(text)
 
 
 class Progress:

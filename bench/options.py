@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -14,6 +15,8 @@ from dialects import DIALECTS, STAMP_SIZE
 from loadgen import Target
 
 ROOM_URL, SERVER_URL = "ws://HOST:PORT/PATH", "ws://HOST:PORT"
+SPARE_SECONDS = 120  # that a measurement may take beyond what it should
+DEADLINE = f"for each measurement ({SPARE_SECONDS} more than it should take)"
 _Kind = type[int] | type[float]
 
 
@@ -92,6 +95,9 @@ class Parser(argparse.ArgumentParser):
                 self.error("argument --pid: only with --url")
             if not os.path.exists(f"/proc/{pid}"):
                 self.error(f"argument --pid: there is no process {pid}")
+            if listens(pid, options.target.port) is False:
+                what = f"process {pid} doesn't listen on port {options.target.port}"
+                self.error(f"argument --pid: {what} (perhaps one does that it has started)")
             options.target = replace(options.target, pid=pid)
         if getattr(options, "plot", None) and not importlib.util.find_spec("matplotlib"):
             self.error("argument --plot: needs matplotlib, which isn't installed: pip install matplotlib")
@@ -113,6 +119,34 @@ class Parser(argparse.ArgumentParser):
         options.publishers = options.publishers or min(10, options.connections)
         if options.publishers > options.connections and not all(dialect.publishers_apart for dialect in dialects):
             self.error("argument --publishers: more than --connections")
+
+
+def plan(options: argparse.Namespace, seconds: float, connections: int) -> None:
+    """Without --deadline, set it: for a measurement that should take so long once so many connections are open."""
+    options.deadline = options.deadline or seconds + connections / 100 + SPARE_SECONDS
+
+
+def listens(pid: int, port: int) -> bool | None:
+    """Whether a process has a socket that listens on a port; None if that can't be known.
+
+    It can't of somebody else's process, nor in another network namespace, to which another port may be forwarded.
+    """
+    try:
+        if os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net"):
+            return None
+        links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+    except OSError:
+        return None
+    inodes = {inode for table in ("tcp", "tcp6") for inode in _listening(table, port)}
+    return any(f"socket:[{inode}]" in links for inode in inodes)
+
+
+def _listening(table: str, port: int) -> Iterator[str]:
+    """The inodes of the sockets that listen on a port, of one of the kernel's tables."""
+    with contextlib.suppress(FileNotFoundError), open(f"/proc/net/{table}") as file:  # there may be no IPv6
+        for _, local, _, state, *_, inode in (line.split()[:10] for line in list(file)[1:]):
+            if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                yield inode
 
 
 def _help(of: str, default: object) -> str:

@@ -18,9 +18,9 @@ from client import Client
 from crowd import Crowd
 from dialects import BenchError
 from loadgen import clock, percentile
-from options import SERVER_URL, Parser
+from options import DEADLINE, SERVER_URL, Parser, plan
 from probe import endings
-from report import Bench, Row, Watch, medians, no_collection, per, plot, run, show, tell_disturbed
+from report import FROM_OUTSIDE, Bench, Row, Watch, medians, no_collection, per, plot, run, show, tell_disturbed
 from room import Room
 
 COLUMNS = {
@@ -42,7 +42,7 @@ def one(bench: Bench, label: str) -> Row:
     """A fresh daemon; everyone publishes as fast as the others' deliveries allow, in rooms at random."""
     options = bench.options
     chance = random.Random(options.seed)
-    with Crowd.gather(bench, label, number_of_clients(options), size=options.size) as crowd:
+    with Crowd.gather(bench, label, number_of_clients(options), FROM_OUTSIDE, size=options.size) as crowd:
         rooms = [Room(bench.room(f"order-{i}")) for i in range(options.rooms)]
         members = [
             Client(crowd, f"subscriber {room.name} {i}", room, structured=i % 2 == 1)
@@ -123,7 +123,7 @@ def measure(bench: Bench) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0, or 1 if there is no result or it fails its check."""
     parser = Parser("order.py", "Have many publish at once, and compare what everyone saw.")
-    parser.common(SERVER_URL)
+    parser.common(SERVER_URL, deadline=DEADLINE)
     parser.whole("--rooms", 10, "rooms")
     parser.whole("--subscribers", 20, "of each", least=2)
     parser.whole("--publishers", 50, "from outside, and as many from inside")
@@ -132,7 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.whole("--under-way", 2000, "deliveries under way at most")
     parser.whole("--seed", 1, "of who publishes where", least=0)
     parser.repeat(2)
-    return run("order.py", parser.checked(arguments), measure)
+    options = parser.checked(arguments)
+    plan(options, options.seconds, number_of_clients(options))
+    return run("order.py", options, measure)
 
 
 if __name__ == "__main__":

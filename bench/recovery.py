@@ -20,7 +20,7 @@ from dialects import BenchError
 from loadgen import clock, notice, percentile
 from options import SERVER_URL, Parser
 from probe import endings, listen_drops
-from report import Bench, Row, Watch, no_collection, per, plot, run, show, tell_disturbed
+from report import FROM_OUTSIDE, Bench, Row, Watch, no_collection, per, plot, run, show, tell_disturbed
 from room import Room, Seat
 
 COLUMNS = {
@@ -38,6 +38,8 @@ NAMESPACE = "[namespaces.told]\njoin_leave = true\nforce_join_leave = true\n"
 SHARES = range(5, 101, 5)  # per cent of the clients: when they were back
 JOINS = "with joins and leaves told"
 EARLIER = 10  # publications that everyone has seen before the cut
+AROUND = 300  # bytes: more than what is kept, and what is sent, is longer than a message
+BYTES_MAX = 2**20  # hubbub's default for a room's history, and for what waits for a client
 
 
 class Returning(Client):
@@ -100,7 +102,10 @@ def one(bench: Bench, label: str, case: str) -> Row:
         file.write(NAMESPACE)
         file.flush()
         settings = {
+            **FROM_OUTSIDE,
             "HUBBUB_HISTORY_SIZE": str(max(100, missed)),
+            "HUBBUB_HISTORY_BYTES_MAX": str(missed_bytes(bench)),
+            "HUBBUB_OUTBOX_BYTES_MAX": str(missed_bytes(bench)),
             "HUBBUB_RECOVERY_PUBLICATIONS_MAX": str(max(300, missed)),
         }
         arguments = ("--config", file.name)
@@ -122,6 +127,11 @@ def one(bench: Bench, label: str, case: str) -> Row:
         crowd.check()
         stack.enter_context(no_collection())
         return _storm(bench, crowd, speaker, room, [(epoch, since)] * connections, missed)
+
+
+def missed_bytes(bench: Bench) -> int:
+    """How many the server must be able to keep in a room, and to have waiting for a client: all that it missed."""
+    return max(BYTES_MAX, int(bench.options.missed) * (int(bench.options.size) + AROUND))
 
 
 def _epoch(crowd: Crowd, room: Room) -> str:
@@ -158,11 +168,7 @@ def _storm(
     crowd.drain()
     live = (clock() - began) / 1e9
     crowd.check(settle=0.3)
-    ended = endings(target, earlier)
-    if unexpected := {reason: number for reason, number in ended.items() if not reason.startswith("peer_")}:
-        if bench.target is None:
-            raise BenchError(f"the server ended well-behaved connections: {unexpected}")
-        notice(f"the server at --url ended connections meanwhile, none of them of these clients: {unexpected}")
+    bench.must_be_of_others(endings(target, earlier))
     back = sorted((client.opened_at - began) / 1e9 for client in returning)
     return row | {
         "connections": len(returning),
@@ -201,7 +207,8 @@ def measure(bench: Bench) -> None:
     """Both rows, in turn, as often as asked for."""
     options = bench.options
     kept = f"history_size and recovery_publications_max {options.missed} or more"
-    bench.needs(max(2 * options.connections, options.join_leave) + 1, kept, 'allow_publish = "anonymous"')
+    room = f"history_bytes_max and outbox_bytes_max {missed_bytes(bench):,} or more"
+    bench.needs(max(2 * options.connections, options.join_leave) + 1, kept, room, 'allow_publish = "anonymous"')
     cases = {case: case for case in ("recovery", JOINS) if case != JOINS or _tells_joins(bench)}
     rows, middle = bench.repeated(cases, one)
     bench.outcome.update(repeats=rows, median=middle)

@@ -12,9 +12,12 @@ import platform
 import secrets
 import signal
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 from dialects import BenchError
@@ -26,6 +29,8 @@ Columns = Mapping[str, tuple[str, str]]  # of a table: the name in the JSON, the
 Case = TypeVar("Case")
 WAITED_SHARE_MAX = 0.02  # beyond it a row is marked as disturbed
 PAUSES = "hubbub_rate_pauses_total"
+FROM_OUTSIDE = {"HUBBUB_ALLOW_PUBLISH": "anonymous"}  # the setting where some publish who aren't in the room
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def environment(connections: int) -> dict[str, str]:
@@ -37,12 +42,47 @@ def environment(connections: int) -> dict[str, str]:
     return {
         "HUBBUB_CONNECTIONS_MAX": str(max(10_000, connections + 100)),
         "HUBBUB_PING_SECONDS": "86400",
-        "HUBBUB_ALLOW_PUBLISH": "anonymous",  # publishers of the structured dialect aren't in the room
         "HUBBUB_PUBLICATIONS_PER_SECOND_MAX": "10000000",
         "HUBBUB_PUBLICATIONS_BURST_MAX": "10000000",
         "HUBBUB_PUBLICATION_BYTES_PER_SECOND_MAX": str(2**30),
         "HUBBUB_PUBLICATION_BYTES_BURST_MAX": str(2**30),
     }
+
+
+class Stopped(BaseException):
+    """One of SIGNALS came. Not an Exception: all there is to do about it is to stop what was started."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.status = 128 + number
+
+
+def machine() -> dict[str, Any]:
+    """What figures depend on, beside the code: the processor, the kernel, the generator's Python."""
+    return {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def cpu_model() -> str:
+    """The processor as the kernel names it; where it doesn't, as on some ARM, its architecture."""
+    with open("/proc/cpuinfo") as file:
+        names = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+        return next(names, platform.machine())
+
+
+def commit(file: Path) -> str | None:
+    """The commit of the checkout that a file belongs to, with a + if anything was changed since; None if of none."""
+    git = ["git", "-C", str(file.parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", file.name], check=True, capture_output=True)
+        described = [*git, "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"]
+        return subprocess.run(described, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 @dataclass
@@ -108,6 +148,14 @@ class Bench:
         namespace, colon, rest = name.rpartition(":")
         return f"{namespace}{colon}bench-{rest}-{secrets.token_hex(4)}" if self.target else name
 
+    def must_be_of_others(self, ended: Mapping[str, int]) -> None:
+        """Given why connections ended: raise if the server ended some, all clients having behaved; at --url say so."""
+        unexpected = {reason: number for reason, number in ended.items() if not reason.startswith("peer_")}
+        if unexpected and self.target is None:
+            raise BenchError(f"the server ended well-behaved connections: {unexpected}")
+        if unexpected:
+            notice(f"the server at --url ended connections meanwhile, none of them of these clients: {unexpected}")
+
     @property
     def tells_memory(self) -> bool:
         """Whether memory may be compared: an old process hands out again what earlier connections gave back."""
@@ -134,23 +182,22 @@ class Bench:
 
 
 def run(name: str, options: argparse.Namespace, measure: Callable[[Bench], None]) -> int:
-    """Measure, and write the JSON; 0, or 1 if there is no result or it fails its check."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of stopping the daemon
+    """Measure, and write the JSON; 0, 1 if there is no result or it fails its check, 128 + n if signal n stopped it."""
     unpinned = getattr(options, "no_pin", False)
     bench = Bench(name, options, None if unpinned else two_cores())
     bench.outcome = {
         "ok": False,
         "options": {**vars(options), "target": str(bench.target or "own daemon")},
         "settings": {name: value for name, value in os.environ.items() if name.startswith("HUBBUB_")},
-        "machine": {
-            "python": platform.python_version(),
-            "system": platform.platform(),
-            "cores": os.cpu_count(),
-            "pinned": bench.cores,
-        },
+        "machine": {**machine(), "pinned": bench.cores},
     }
     status = 1
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it, and a shell of what runs in the background
+            signal.signal(number, _stop)
     try:
+        if found := commit(Path(__file__)):
+            bench.outcome["commit"] = found
         if bench.cores:
             os.sched_setaffinity(0, {bench.cores[1]})
             if bench.target and bench.target.pid:
@@ -160,14 +207,27 @@ def run(name: str, options: argparse.Namespace, measure: Callable[[Bench], None]
         measure(bench)
         bench.outcome["ok"] = True
         status = 0
-    except (BenchError, OSError) as error:
+    except (BenchError, OSError, Stopped) as error:
         print(f"{name}: no result: {error}", file=sys.stderr)
         bench.outcome["error"] = str(error)
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(bench.outcome, file, indent=2)
-            file.write("\n")
+        status = error.status if isinstance(error, Stopped) else 1
+    finally:
+        _ignore_signals()
+        if options.json:
+            with open(options.json, "w") as file:
+                json.dump(bench.outcome, file, indent=2)
+                file.write("\n")
     return status
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    _ignore_signals()  # a second one would interrupt the stopping of what was started
+    raise Stopped(number)
+
+
+def _ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ bench/README.md.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from client import Client
 from crowd import Crowd
 from dialects import BenchError
 from loadgen import Target, clock, notice
-from options import SERVER_URL, Parser
+from options import DEADLINE, SERVER_URL, Parser, plan
 from probe import metrics
 from report import Bench, Row, Watch, no_collection, per, plot, run, show, tell_disturbed
 from room import Room
@@ -32,6 +33,7 @@ COLUMNS = {
     "deliveries_per_second": ("deliveries/s", "{:,.0f}"),
     "kept_kb_per_publication": ("KB/kept", "{:.2f}"),
 }
+FILLED_PER_SECOND = 20_000  # deliveries, at least: a tenth of what is usual
 Case = tuple[int, int]  # rooms, history
 
 
@@ -76,6 +78,12 @@ def _kept(target: Target, due: int) -> Row:
     if kept != due:
         raise BenchError(f"{kept:.0f} publications are kept where {due} are due: the limits of bytes were met")
     return {"kept": kept, "kept_kb_per_publication": kept_bytes / kept / 1024 if kept else None}
+
+
+def filling(options: argparse.Namespace) -> float:
+    """How many seconds the filling of histories may take."""
+    each = min(max(options.history), options.fill // min(options.rooms))
+    return float(each * options.connections / FILLED_PER_SECOND)
 
 
 def _fill(crowd: Crowd, rooms: Sequence[Room], speakers: Sequence[Sequence[Client]], each: int) -> None:
@@ -164,7 +172,7 @@ def measure(bench: Bench) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0, or 1 if there is no result or it fails its check."""
     parser = Parser("rooms.py", "Measure what a delivery costs by number of rooms and by history.")
-    parser.common(SERVER_URL)
+    parser.common(SERVER_URL, deadline=DEADLINE)
     parser.whole("--connections", 1000, "in all rooms together")
     parser.listed("--rooms", int, [1, 100, 1000], "numbers of rooms", least=1, metavar="N,…")
     of = "publications kept, not with --url; by number of rooms it is the second"
@@ -176,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.checked(arguments)
     if any(options.connections % rooms for rooms in options.rooms):
         parser.error("argument --rooms: each must divide --connections")
+    plan(options, options.warmup + options.seconds + filling(options), options.connections)
     return run("rooms.py", options, measure)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from dialects import DIALECTS, STAMP_SIZE, BenchError
 from fanout import LATE_MS_MAX, at_rate
 from loadgen import Collector, Target, clock, close_all, connect_all, notice, percentile, resident_kb
-from options import SERVER_URL, Parser
+from options import DEADLINE, SERVER_URL, Parser, plan
 from probe import endings
 from report import Bench, Row, Watch, no_collection, per, plot, ratio, run, show, tell_disturbed
 
@@ -148,7 +148,7 @@ def measure(bench: Bench) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0, or 1 if there is no result or it fails its check."""
     parser = Parser("slow_consumer.py", "Measure what those who don't read cost those who do.")
-    parser.common(SERVER_URL)
+    parser.common(SERVER_URL, deadline=DEADLINE)
     parser.whole("--connections", 1000, "with the stalled ones")
     parser.whole("--stalled", 100, "of these, how many never read", metavar="K")
     parser.whole("--publishers", 10, "how many of the readers publish in turn")
@@ -160,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("argument --stalled: leaves fewer readers than --publishers")
     readers = options.connections - options.stalled
     options.rate *= options.connections / readers  # at_rate counts a publication as --connections deliveries
+    plan(options, options.warmup + 2 * options.seconds + EVICTION_SECONDS, options.connections)  # 2: see latency.py
     return run("slow_consumer.py", options, measure)
 
 

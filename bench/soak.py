@@ -88,6 +88,7 @@ def soak(bench: Bench) -> list[Sample]:
     """A sample for each second; raises if a delivery is lost or out of order, or somebody stays who has left."""
     options = bench.options
     samples: list[Sample] = []
+    bench.outcome["samples"] = samples  # those before a failure are told, too
     with contextlib.ExitStack() as stack:
         most = options.connections + int(options.churn * (options.stay + 10))
         bench.needs(most, "nobody else who comes or goes meanwhile")
@@ -119,9 +120,10 @@ def _loop(crowd: Crowd, load: Soak, probe: Probe, samples: list[Sample], options
         if now >= next_sample:
             next_sample += 1
             latencies, crowd.latencies = sorted(crowd.latencies), []
-            worst = {name: percentile(latencies, share) for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99))}
+            shares = (("p50_ms", 0.5), ("p99_ms", 0.99)) if latencies else ()  # nothing may come for a second
+            worst = {name: percentile(latencies, share) for name, share in shares}
             deliveries, received = crowd.received - received, crowd.received
-            samples.append({"at": now, "deliveries": deliveries} | (worst if latencies else {}) | probe.sample())
+            samples.append({"at": now, "deliveries": deliveries} | worst | probe.sample())
             probe.ask()
     crowd.latencies = None
 
@@ -165,7 +167,6 @@ def measure(bench: Bench) -> None:
     samples = soak(bench)
     if len(samples) < 5:
         raise BenchError("too short to tell anything")
-    bench.outcome["samples"] = samples
     forms = ("at_start", "a_fifth", "half", "at_end")
     chosen = [samples[0], samples[len(samples) // 5], samples[len(samples) // 2], samples[-1]]
     slopes = judge(samples, float("inf"))

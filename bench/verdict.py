@@ -67,6 +67,10 @@ class Outcome:
         disturbed = busy and statistics.median(bool(result["disturbed"]) for result in results) >= 0.5
         return Figure(statistics.median(values), min(values), max(values), disturbed)
 
+    def disturbed(self) -> int:
+        """How many single measurements were, of all contestants and rounds."""
+        return sum(bool(result["disturbed"]) for results in self.results.values() for result in results)
+
 
 class Goal(NamedTuple):
     """Of performance.md. A limit is the most hubbub's figure may be (times the other's, if there is one)."""
@@ -171,8 +175,12 @@ def sentences(outcome: Outcome) -> Iterator[str]:
         yield f"Left out: {title}: {reason}"
     for (contestant, measurement), fault in outcome.faults.items():
         yield f"Disqualified: {outcome.titles[contestant]} in {measurement}: " + fault.replace("\n", "; ")
-    if outcome.notes:
-        yield f"! disturbed in half the rounds: not a figure to quote (by what: --json, {len(outcome.notes)} notes)"
+    if disturbed := outcome.disturbed():
+        figures = [outcome.figure(contestant, row) for contestant in outcome.titles for row in outcome.rows]
+        if any(figure and figure.disturbed for figure in figures):
+            yield "! disturbed in half the rounds: not a figure to quote"
+        total = sum(map(len, outcome.results.values()))
+        yield f"Disturbed: {disturbed} of {total} single measurements (by what: --json)"
     for row in outcome.rows:
         mine, form = outcome.figure("hubbub", row), ROWS[row].form
         for contestant, title in outcome.titles.items():

@@ -36,14 +36,14 @@ class Relay:
 
     path = "/chat/bench"
 
-    def __init__(self, fault: Callable[[list[bytes]], bytes | None]) -> None:
+    def __init__(self, fault: Callable[[list[bytes]], bytes | None], port: int = 0) -> None:
         self._fault = fault
         self._frames: list[bytes] = []
         self._upgraded: list[socket.socket] = []
         self._members: list[socket.socket] = []
         self._unread: dict[socket.socket, bytes] = {}
         self._stopping, self._stop = socket.socketpair()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=200)
         self._selector = selectors.DefaultSelector()
         self._thread = threading.Thread(target=self._serve)
         self.url = f"ws://127.0.0.1:{self._listener.getsockname()[1]}{self.path}"

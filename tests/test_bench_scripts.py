@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +59,9 @@ def test_measures_the_daemon(script: str, tmp_path: Path) -> None:
     outcome: dict[str, Any] = json.loads(file.read_text())
     assert outcome["ok"] is True
     assert {"options", "machine", "settings"} < outcome.keys()
+    assert outcome["machine"]["cpu"]
+    in_git = (BENCH.parent / ".git").exists()
+    assert re.fullmatch(r"[0-9a-f]{10,}\+?", outcome["commit"]) if in_git else "commit" not in outcome
 
 
 @pytest.mark.parametrize(
@@ -81,6 +87,69 @@ def test_a_result_that_fails_its_check_is_no_result(
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert json.loads(file.read_text())["ok"] is False
+
+
+def test_a_second_without_a_delivery_is_a_sample(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    sparse = "--seconds 5.5 --connections 4 --rooms 1 --churn 0 --rate 0.5 --growth-max 50"
+
+    done = bench("soak.py", *sparse.split(), "--json", str(file))
+
+    assert done.returncode == 0, done.stderr
+    samples = json.loads(file.read_text())["samples"]
+    assert len(samples) == 5
+    assert {sample["deliveries"] > 0 for sample in samples} == {True, False}
+    assert all(("p99_ms" in sample) == (sample["deliveries"] > 0) for sample in samples)
+
+
+def test_recovers_more_than_a_room_keeps_by_default() -> None:
+    done = bench("recovery.py", *["--connections", "5", "--missed", "4000", "--join-leave", "0", "--repeat", "1"])
+
+    assert done.returncode == 0, done.stderr
+    assert "20,000" in done.stdout
+
+
+def stop_at_work(number: int, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Send a signal to a script that has started a server; neither may be there afterwards."""
+    command = [sys.executable, str(BENCH / script), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            own, until = Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 20
+            while not any("serve" in commandline(child) for child in own.read_text().split()):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            time.sleep(0.5)
+            children = own.read_text().split()
+            process.send_signal(number)
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert [child for child in children if "serve" in commandline(child)] == []
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def commandline(pid: str) -> str:
+    """Of a process; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_who_is_stopped_says_so_and_stops_the_daemon(number: signal.Signals, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+
+    done = stop_at_work(number, "latency.py", "--no-pin", "--seconds", "30", "--json", str(file))
+
+    assert done.returncode == 128 + number, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "notice: nothing is pinned",
+        f"latency.py: no result: stopped by {number.name}",
+    ]
+    outcome: dict[str, Any] = json.loads(file.read_text())
+    assert {"ok": False, "error": f"stopped by {number.name}"}.items() <= outcome.items()
 
 
 def test_latency_of_a_server_that_already_runs() -> None:
@@ -192,6 +261,63 @@ def run_in_bench(code: str) -> str:
     return (done.stderr.strip().splitlines() or [""])[-1]
 
 
+@pytest.mark.parametrize(
+    ("end", "how"), [("time.sleep(0.1); sys.exit(3)", "by itself with 3"), ("time.sleep(60)", "with -15")]
+)
+def test_a_daemon_that_does_not_end_well_gives_no_result(end: str, how: str) -> None:
+    said = run_in_bench(f"""
+import sys, time, loadgen
+class Dying(loadgen.Daemon):
+    command = (sys.executable, "-c", "import sys, time; print('listening on http://127.0.0.1:9', flush=True); {end}")
+with Dying("/", loadgen.clock() + 10**10, {{}}, None):
+    time.sleep(0.5)
+""")
+    expected = f"dialects.BenchError: the daemon ended {how}, and said: listening on http://127.0.0.1:9"
+    assert said == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "ended", "said"),
+    [
+        ("None", {"peer_reset": 7}, ""),
+        ("None", {"peer_reset": 7, "write_stall": 1}, "BenchError: the server ended well-behaved connections: {'wr"),
+        ("1", {"write_stall": 1}, "notice: the server at --url ended connections meanwhile, none of them of these "),
+    ],
+)
+def test_the_server_may_not_end_those_who_behave(target: str, ended: dict[str, int], said: str) -> None:
+    told = run_in_bench(f"""
+import argparse, report
+report.Bench("it", argparse.Namespace(target={target})).must_be_of_others({ended})
+""")
+    assert told.removeprefix("dialects.").startswith(said)
+    assert bool(told) == bool(said)
+
+
+LASTING = ["fanout.py", "chat.py", *(script for script in TINY if script not in ("connections.py", "recovery.py"))]
+
+
+@pytest.mark.parametrize("script", LASTING)  # those that have --seconds
+def test_the_default_deadline_leaves_the_time_asked_for(script: str) -> None:
+    name = script.removesuffix(".py")
+    told = run_in_bench(f"""
+import {name}
+{name}.run = lambda name, options, measure: print(options.deadline > 700, file={name}.sys.stderr)
+{name}.main(["--seconds", "700"])
+""")
+    assert told == "True"
+
+
+def test_the_process_must_be_the_one_that_listens() -> None:
+    with Relay(honest) as relay:
+        mine = tiny("latency.py", "--url", relay.url, "--pid", str(os.getpid()), "--rates", "1000")
+        other = tiny("latency.py", "--url", relay.url, "--pid", str(os.getppid()))
+
+    assert mine.returncode == 0, mine.stderr
+    assert other.returncode == 2
+    assert other.stderr.startswith(f"latency.py: argument --pid: process {os.getppid()} doesn't listen on port ")
+    assert other.stderr.count("\n") == 1
+
+
 ROOM = """
 from array import array
 from room import Room
@@ -270,6 +396,7 @@ def test_wrong_flags_are_one_line_and_status_2(script: str) -> None:
     ("arguments", "reason"),
     [
         ("connections.py --pid 1", "argument --pid: only with --url"),
+        ("connections.py --hold 1", "argument --hold: 0, or a whole number from 2 expected, not '1'"),
         ("inbound.py --sizes 100,30", "argument --sizes: whole numbers from 31 expected, not '30'"),
         ("latency.py --warmup -1", "argument --warmup: a number from 0 expected, not '-1'"),
         ("order.py --url ws://localhost:1/chat/room", "argument --url: ws://HOST:PORT expected"),
