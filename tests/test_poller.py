@@ -13,7 +13,7 @@ import trio.testing
 from hypothesis import given, settings
 
 from bounded_pipes import PipeStream, PipeTransport, make_pipe, make_watch
-from hubbub.connection.poller import LOOKS_PER_COUNT, RECEIVE_BYTES, Poller, open_poller
+from hubbub.connection.poller import LOOK_BYTES, LOOKS_PER_COUNT, RECEIVE_BYTES, Poller, open_poller
 from hubbub.connection.transport import TcpTransport
 from peers import connect, handshake, open_peer, shake_hands
 from servers import open_server
@@ -114,7 +114,7 @@ async def test_who_looks_is_told_of_tasks_at_work() -> None:
 
 
 @pytest.mark.parametrize("takes", [True, False])
-@pytest.mark.parametrize("size", [5, RECEIVE_BYTES, RECEIVE_BYTES + 5])
+@pytest.mark.parametrize("size", [5, LOOK_BYTES, LOOK_BYTES + 5, RECEIVE_BYTES + 5])
 async def test_the_end_is_told_behind_what_came_before(takes: bool, size: int) -> None:
     """Data and the end in one event: all of the data, then b''."""
     async with open_rig() as rig, trio.open_nursery() as nursery:
@@ -135,7 +135,7 @@ async def test_more_than_one_read() -> None:
         got: list[bytes] = []
         nursery.start_soon(receive, rig, got)
         await trio.testing.wait_all_tasks_blocked()
-        sent = rig.peer.send(b"x" * (RECEIVE_BYTES + 5000))
+        sent = rig.peer.send(b"x" * (LOOK_BYTES + 5000))
         await until(lambda: sum(map(len, rig.taken + got)) == sent)
         assert rig.taken
         nursery.cancel_scope.cancel()
