@@ -51,7 +51,7 @@ WAITS = {
     # For the last large answer: the hub's, which waits for nobody, and the writer's, which has a deadline.
     "connection.session.Session._put_question": {"flushed", "put", "wait"},
     "connection.session.Session.receive_fragment": {"_wait"},
-    "connection.session.Session._wait": {"sleep_forever"},  # as long as it is over its rates
+    "connection.session.Session._wait": {"sleep"},  # as long as it is over its rates
     "connection.wire.Wire.receive_some": {
         "_divide",
         "_tire_of",

@@ -19,7 +19,7 @@ import pytest
 
 from hubbub.config import Settings
 from hubbub.core.frames import BINARY, FIN, MASKED
-from hubbub.hub.state import PIECE_BYTES_MAX
+from hubbub.hub.waiting import PIECE_BYTES_MAX
 from peers import client_frame, handshake
 from servers import Daemon, open_daemon
 

@@ -1,6 +1,7 @@
 """The plain dialect over real sockets: what the article shows, and a little more."""
 
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -193,14 +194,14 @@ async def test_exception_in_the_dialect_ends_that_connection(monkeypatch: pytest
     """A bug of ours is told to its connection (1011), and to nobody else."""
     from hubbub.dialects.plain import PlainConversation
 
-    receive = PlainConversation.receive
+    receive_run = PlainConversation.receive_run
 
-    def trip(self: PlainConversation, data: bytes, binary: bool) -> object:
-        if data == b"boom":
+    def trip(self: PlainConversation, messages: Sequence[bytes], binary: bool) -> object:
+        if b"boom" in messages:
             raise ZeroDivisionError
-        return receive(self, data, binary)
+        return receive_run(self, messages, binary)
 
-    monkeypatch.setattr(PlainConversation, "receive", trip)
+    monkeypatch.setattr(PlainConversation, "receive_run", trip)
     async with open_server() as server, open_peer(server.port) as peer, open_peer(server.port) as bystander:
         await peer.send("boom")
         with pytest.raises(Closed) as closed:
@@ -218,14 +219,14 @@ async def test_exception_in_a_rooms_step_ends_that_room(monkeypatch: pytest.Monk
         open_peer(server.port, "/chat/bad") as two,
         open_peer(server.port, "/chat/good") as bystander,
     ):
-        append = server.node.engine.append
+        append_all = server.node.engine.append_all
 
-        def trip(room: str, data: bytes, *more: Any) -> object:
-            if data == b"boom":
+        def trip(room: str, messages: Sequence[bytes], *more: Any) -> object:
+            if b"boom" in messages:
                 raise ZeroDivisionError
-            return append(room, data, *more)
+            return append_all(room, messages, *more)
 
-        monkeypatch.setattr(server.node.engine, "append", trip)
+        monkeypatch.setattr(server.node.engine, "append_all", trip)
         await one.send("boom")
         for peer in (one, two):
             with pytest.raises(Closed) as closed:

@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from bounded_pipes import PipeStream, Watch, make_pipe, make_watch
 from hubbub.config import Settings
+from hubbub.connection.wire import RUN_MESSAGE_BYTES_MAX
 from hubbub.core.frames import CLOSE, FIN, PING, PONG
 from hubbub.dialects.plain import PING_FRAME
 from hubbub.model.command import Queued
@@ -195,7 +196,7 @@ async def test_a_stall_shorter_than_the_limit_costs_nothing(autojump_clock: Mock
 async def test_a_peer_isnt_blamed_while_its_reader_waits_for_the_hub(autojump_clock: MockClock) -> None:
     """Its pong lies unread behind messages that the full inbox can't take: that is our silence, not its."""
     async with open_house(inbox_commands_max=2, pass_commands_max=1) as house:
-        peer, _ = await house.connect()
+        peer, _ = await house.connect(capacity=2**16)
         gate = trio.Event()
         take = house.node.inbox.take
 
@@ -204,7 +205,7 @@ async def test_a_peer_isnt_blamed_while_its_reader_waits_for_the_hub(autojump_cl
             return await take()
 
         with mock.patch.object(house.node.inbox, "take", gated_take):
-            texts = [f"message {number}" for number in range(10)]
+            texts = [f"message {number}".ljust(RUN_MESSAGE_BYTES_MAX + 1) for number in range(10)]  # each a command
             for text in texts:
                 await peer.send(text)
             frames = []

@@ -223,6 +223,34 @@ async def test_what_nothing_comes_between_travels_together() -> None:
     assert inbox.statistics().bytes == 0
 
 
+async def test_as_many_go_on_as_had_put_what_is_done() -> None:
+    """Though it was one command: or, once it is crowded, it would be drained one message at a time."""
+    run = run_of(0, 0, "red", Kind.TEXT, 1)
+    inbox = Inbox(100, 10 * run.size_bytes)
+    for _ in range(10):
+        assert inbox.put_run_nowait(run)
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(inbox.put_run, run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert inbox.statistics().readers_waiting == 10
+        inbox.done([inbox.take_nowait()])
+        await trio.testing.wait_all_tasks_blocked()
+        assert inbox.statistics().readers_waiting == 0
+        assert len(said([inbox.take_nowait() for _ in range(10)])) == 10
+
+
+async def test_many_leaves_are_one_wake_up() -> None:
+    """They take no places of commands; and each one after the hub has looked wakes it again."""
+    inbox = Inbox(100, 10**6)
+    for _ in range(2):
+        for ear in EARS:
+            inbox.leave(ear)
+        assert inbox.statistics().commands == 1
+        assert await inbox.take() is None
+        assert inbox.take_leaves() == EARS
+
+
 async def test_who_joins_others_waits_for_bytes_as_they_do() -> None:
     """To travel together is no way around the bound."""
     run = run_of(0, 0, "red", Kind.TEXT, 2)

@@ -17,7 +17,7 @@ import trustme
 from hypothesis import given
 from trio.testing import MockClock
 
-from hubbub.core.frames import BINARY, CLOSE, FIN, PING, TEXT
+from hubbub.core.frames import BINARY, CLOSE, CONTINUATION, FIN, PING, TEXT
 from hubbub.core.proxy_protocol import SIGNATURE
 from hubbub.core.rate import Bucket
 from hubbub.node import Node
@@ -290,6 +290,25 @@ async def test_a_paused_peer_is_told_of_the_end_at_once(autojump_clock: MockCloc
         assert trio.current_time() - begin < 1
         await until_quiet(house.node)
         assert trio.current_time() - begin < 2
+
+
+async def test_who_pauses_twice_is_told_of_the_end_at_once(autojump_clock: MockClock) -> None:
+    """A message in fragments pauses in one task, the fragment behind it in another: the end cuts both short."""
+    one_a_second = {"publications_per_second_max": 1, "publications_burst_max": 1}
+    async with open_house(0, **{**SLOW_BYTES, **PATIENT, **one_a_second}) as house:
+        peer, _ = await house.connect()
+        await peer.send_raw(client_frame(TEXT, b"x" * 4_096, fin=False) + client_frame(CONTINUATION, b"x" * 4_096))
+        assert len(str(await peer.receive())) == 8_192
+        await peer.send_frame(TEXT, b"the beginning of another", fin=False)
+        (connection,) = house.node.connections
+        while connection.session.handing_over < 2:
+            await trio.sleep(0.01)
+        begin = trio.current_time()
+        await house.node.drain()
+        _, closed = await peer.receive_until_closed()
+        assert closed.code == 1001
+        assert trio.current_time() - begin < 1
+        await until_quiet(house.node)
 
 
 async def test_a_paused_peer_that_vanishes(autojump_clock: MockClock) -> None:

@@ -16,11 +16,14 @@ from hubbub.core.rooms import Rooms
 from hubbub.dialects.plain import PlainDialect
 from hubbub.engines.memory import MemoryEngine
 from hubbub.hub.state import Hub
+from hubbub.hub.waiting import PIECE_BYTES_MAX, PIECE_EVENTS_MAX
 from hubbub.model.command import (
     Answer,
     Done,
     Publish,
     Published,
+    PublishRun,
+    PublishRuns,
     Refusal,
     Refused,
     RemoveHistory,
@@ -141,6 +144,30 @@ class HubLife(RuleBasedStateMachine):
             self.stored[room] = [*self.stored[room], data][-HISTORY_SIZE:]
         assert answers == [Published(Position("epoch", self.tops[room]) if keep else None)]
 
+    @rule(room=st.sampled_from(ROOMS), binary=st.booleans(), who=st.lists(st.integers(0, 9), min_size=1, max_size=5))
+    def say_together(self, room: str, binary: bool, who: list[int]) -> None:
+        """Those who are in the room say a few things each; who isn't may not, and is told; the others' stand."""
+        inside = [ear for ear, where, _ in self.came_in if where == room]
+        stranger = Ear(self.plain)
+        runs: list[PublishRun] = []
+        kind, first = (Kind.BINARY, FIN | BINARY) if binary else (Kind.TEXT, FIN | TEXT)
+        for index in who:
+            ear = inside[index % len(inside)] if inside and index < 8 else stranger
+            publisher = 100 + index
+            messages: list[bytes] = []
+            for _ in range(index % 3 + 1):
+                number = self.counts[publisher] = self.counts.get(publisher, 0) + 1
+                messages.append(b"%d:%d" % (publisher, number))
+            runs.append(PublishRun(room, messages, sum(map(len, messages)), kind, ear.member, ear))
+            if ear is not stranger:
+                self.accepted[room] += [(first, message) for message in messages]
+                self.tops[room] += len(messages)
+                self.stored[room] = [*self.stored[room], *messages][-HISTORY_SIZE:]
+        together = PublishRuns.begin(runs[0])
+        together.runs += runs[1:]
+        self.hub.publish_runs(together, now=0.0)
+        assert (stranger.ended is End.NOT_PERMITTED) == any(run.asker is stranger for run in runs)
+
     @rule(room=st.sampled_from(ROOMS))
     def remove_history(self, room: str) -> None:
         """The server lets go of what is kept: offsets go on."""
@@ -225,3 +252,21 @@ class HubLife(RuleBasedStateMachine):
 
 HubLife.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 test_life_of_a_hub = HubLife.TestCase
+
+
+def test_what_waits_in_a_room_is_handed_out_before_it_is_much() -> None:
+    """In events as in bytes: a piece of many tiny frames would make somebody a slow consumer who isn't."""
+    rooms = Rooms()
+    limits = Settings()
+    hub = Hub(MemoryEngine(limits, lambda: "epoch", rooms.__contains__), rooms, limits)
+    ear = Ear(PlainDialect())
+    hub.carry_out(Subscribe(ear, "north", ear.reply), now=0.0)
+    run = PublishRun("north", [b"x"] * 32, 32, Kind.TEXT, ear.member, ear)
+    says = 0
+    while not hub.publish_runs(PublishRuns.begin(run), now=0.0):
+        says += 1
+        assert says <= PIECE_EVENTS_MAX / 32
+    (delivery,) = hub.take("north")
+    assert PIECE_EVENTS_MAX <= delivery.frames < PIECE_EVENTS_MAX + 32
+    assert not hub.publish(Publish("north", b"x", Kind.TEXT), now=0.0)
+    assert hub.publish(Publish("north", b"x" * PIECE_BYTES_MAX, Kind.TEXT), now=0.0)

@@ -277,7 +277,7 @@ class Settings(Namespace, kw_only=True):
         Bytes, Meta(description="Bytes waiting for the hub: 256 messages of the largest size.")
     ] = 16_777_216
     pass_commands_max: Annotated[
-        Count, Meta(description="Commands handled before others may run: a quarter of a full inbox.")
+        Count, Meta(description="Commands, or messages, handled before what they did is handed out: some 10 ms.")
     ] = 1_024
     pass_seconds_max: Annotated[
         Seconds, Meta(description="Handling commands without letting others run; below what a person notices.")

@@ -33,6 +33,7 @@ from hubbub.connection.transport import TcpTransport, TlsTransport, Transport
 from hubbub.core.proxy_protocol import ProxyProtocolError
 from hubbub.listen import (
     API_CONNECTIONS_MAX,
+    Complaint,
     fit_file_limit,
     load_tls,
     open_listeners,
@@ -113,6 +114,7 @@ class Running:
         cut_off: whether there was a second.
         addresses: those that it listens at.
         keys: the node's, once there is one.
+        unwatched: what is said if the kernel watches no more sockets.
     """
 
     def __init__(self, settings: Settings, tls: ssl.SSLContext | None, wanted: Callable[[], Settings]) -> None:
@@ -122,6 +124,7 @@ class Running:
         self.cut_off = False
         self.addresses: Sequence[str] = ()
         self.keys: KeyRing | None = None
+        self.unwatched = Complaint()
         self._before = settings  # as last read: `settings` may have been made to fit this machine
         self._wanted = wanted
 
@@ -188,8 +191,9 @@ def open_transport(node: Node, running: Running, connected: socket.socket) -> Tr
     try:
         return TcpTransport(connected, node.poller)
     except OSError as error:
-        log.error("can't watch a connection", why=str(error), hint="raise fs.epoll.max_user_watches")
-        return TcpTransport(connected)  # Trio tries by itself, and if it fails, that is this connection's end only
+        if running.unwatched.is_due():
+            log.error("can't watch a connection", why=str(error), hint="raise fs.epoll.max_user_watches")
+        return TcpTransport(connected)  # by Trio, if that can; if not, that is this connection's end only
 
 
 def open_side_doors(

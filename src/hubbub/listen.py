@@ -7,6 +7,7 @@ slot when the node is full, and for a while when the process is out of file desc
 
 import contextlib
 import errno
+import math
 import resource
 import socket
 import ssl
@@ -32,6 +33,21 @@ NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 """A name may stand for an address that this machine doesn't have: `localhost` for ::1 without IPv6."""
 
 log = structlog.get_logger()
+
+
+class Complaint:
+    """What would be said again and again, and is said now and then."""
+
+    def __init__(self) -> None:
+        self._not_before = -math.inf
+
+    def is_due(self) -> bool:
+        """Whether to say it now: it wasn't for `COMPLAIN_SECONDS`."""
+        now = trio.current_time()
+        if now < self._not_before:
+            return False
+        self._not_before = now + COMPLAIN_SECONDS
+        return True
 
 
 def open_listeners(host: str, port: int) -> list[socket.socket]:
@@ -136,7 +152,7 @@ async def run_accept_loop(
 
     A slot is taken for each; who serves the socket gives it back. The listener stays the caller's to close.
     """
-    complain_after = 0.0
+    complaint = Complaint()
     while True:
         await trio.lowlevel.wait_readable(listener)
         for _ in range(ACCEPTS_PER_EVENT):
@@ -146,9 +162,8 @@ async def run_accept_loop(
             except OSError as error:
                 slots.release()
                 if error.errno in OUT_OF_RESOURCES:
-                    if trio.current_time() >= complain_after:
+                    if complaint.is_due():
                         log.error("can't accept", why=str(error), hint="raise the file limit or lower connections_max")
-                        complain_after = trio.current_time() + COMPLAIN_SECONDS
                     await trio.sleep(OUT_OF_RESOURCES_SECONDS)
                 break  # nobody waits any more, or the one who did has gone
             connected.setblocking(False)

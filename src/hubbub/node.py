@@ -2,7 +2,7 @@
 
     open_node
     ├─ hub task               the only task that changes rooms
-    ├─ poller                 reads what comes from all sockets
+    ├─ poller                 reads for all connections what comes (not over TLS)
     ├─ heartbeat              one for all connections
     ├─ expiry                 one for all histories
     ├─ keys                   reads the key set at a URL, again and again

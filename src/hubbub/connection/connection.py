@@ -343,7 +343,8 @@ class Connection:
         self._websocket = websocket = await request.accept(subprotocol=self._subprotocol)
         request.headers.clear()  # or its reader would hold them until the next message for it
         forget_handshake(websocket)
-        self._transport.set_taker(self.wire.take)
+        if self.conversation.has_runs:
+            self._transport.set_taker(self.wire.take)
 
     async def _take_next(self) -> None:
         """Take a message that goes through trio-websocket."""

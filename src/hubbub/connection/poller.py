@@ -39,7 +39,7 @@ SOCKETS_PER_LOOK = 128
 """How many sockets are read at a time: some 0.6 ms if each has a short message, 2 ms if each has all that is read."""
 
 LOOKS_PER_COUNT = 64
-"""Who was woken so many looks ago and doesn't wait again is busy with something else than its messages."""
+"""Every so many looks those who are at work are forgotten: who is for long is busy with something else than reading."""
 
 # From epoll(7), so that this file can be read where there is none.
 READABLE, URGENT, BROKEN, HANG_UP, HALF_CLOSED, EDGE_TRIGGERED = 0x1, 0x2, 0x8, 0x10, 0x2000, 1 << 31
@@ -69,7 +69,7 @@ class Inlet(Bell):
         take: deals with what is read while the task waits, or returns False and touches nothing.
     """
 
-    __slots__ = ("_arrived", "_at_work", "_closed", "_cut_short", "_failure", "_may_have", "_receive", "take")
+    __slots__ = ("_arrived", "_at_work", "_cut_short", "_failure", "_may_have", "_receive", "take")
 
     def __init__(self, receive: Callable[[int], bytes], at_work: "set[Inlet]") -> None:
         super().__init__()
@@ -79,7 +79,6 @@ class Inlet(Bell):
         self._cut_short = False  # a short read doesn't mean that there is no more
         self._arrived = b""  # read, and not taken
         self._failure: OSError | None = None
-        self._closed = False
         self.take: Take | None = None
 
     def on_ready(self, events: int) -> None:
@@ -115,8 +114,6 @@ class Inlet(Bell):
             if not self._may_have:
                 self._at_work.discard(self)
                 await self.wait()
-            if self._closed:
-                raise trio.BrokenResourceError("closed")
             if self._failure is not None:
                 raise trio.BrokenResourceError(str(self._failure)) from self._failure
             if self._arrived:
@@ -140,7 +137,8 @@ class Inlet(Bell):
 
     def close(self) -> None:
         """Let the task know that it is closed. Idempotent."""
-        self._closed = self._may_have = True
+        self._failure = OSError("closed")
+        self._may_have = True
         self.take = None
         self._at_work.discard(self)
         self.ring()
@@ -190,10 +188,11 @@ class Poller:
                 except Exception as error:
                     log.exception("connection ended by an internal error")
                     inlet.fail(OSError(f"reading failed: {error!r}"))
+        at_work = bool(self._at_work)
         self._looks += 1
         if self._looks % LOOKS_PER_COUNT == 0:
             self._at_work.clear()
-        return bool(self._at_work)
+        return at_work
 
     async def run(self) -> None:
         """Look whenever there is something, until cancelled."""

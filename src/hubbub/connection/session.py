@@ -1,8 +1,8 @@
 """The session: what one peer's messages ask for, handed to the hub strictly in order, and not too fast.
 
 It runs where the message was read: in the reader's task, in the body's for what went through trio-websocket, or, while
-the reader waits, wherever the poller looks (`receive_nowait`); never in two at once. So it must not close the
-connection: it says why it ends, and the body of `serve_connection` closes.
+the reader waits, wherever the poller looks (`receive_nowait`). One message at a time; only fragments of the next may be
+counted meanwhile. It must not close the connection: it says why it ends, and the body of `serve_connection` closes.
 
 Rules:
 1. Backpressure: while the hub's inbox is full, or this peer is over its rates, nothing more is read from it, and TCP
@@ -21,7 +21,7 @@ Rules:
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import structlog
 import trio
@@ -82,7 +82,7 @@ class Session:
         "_on_pause",
         "_outbox",
         "_paced",
-        "_pause",
+        "_pauses",
         "_peer",
         "_publications",
         "_settings",
@@ -121,12 +121,12 @@ class Session:
         self._bytes = Bucket(settings.publication_bytes_per_second_max, settings.publication_bytes_burst_max, now)
         self._paced = True
         self._answered: trio.Event | None = None  # whether the last large question has been
-        self._pause: trio.CancelScope | None = None
-        self.handing_over = False  # waiting for the hub, or for its rates: then silence is our doing, not the peer's
+        self._pauses: set[trio.CancelScope] | None = None  # from the first one on
+        self.handing_over = 0  # how many wait for the hub, or its rates: then silence is our doing, not the peer's
 
     async def receive(self, data: bytes, binary: bool) -> None:
         """Take one message; waits as the rules say. Raises nothing of its own."""
-        self.handing_over = True
+        self.handing_over += 1
         unpaid = float(len(data))  # what isn't published has been read all the same
         try:
             for step in self._conversation.receive(data, binary):
@@ -154,7 +154,7 @@ class Session:
         except Exception:
             log.exception("connection ended by an internal error")
             self._on_end(End.INTERNAL_ERROR)
-        self.handing_over = False
+        self.handing_over -= 1
 
     def receive_nowait(self, messages: Sequence[bytes], binary: bool) -> bool:
         """Take messages that came at once, if nobody has to wait for anything; else do nothing, and return False."""
@@ -165,13 +165,11 @@ class Session:
         if weight < 1.0:
             weight = 1.0
         count, size = len(messages) * weight, run.length * weight
-        if self._publications.spend_leased(count):
-            if self._bytes.spend_leased(size):
-                if self._inbox.put_run_nowait(run):
-                    return True
-                self._bytes.spend_leased(-size)
-            self._publications.spend_leased(-count)
-        return False
+        if self._publications.lease < count or self._bytes.lease < size or not self._inbox.put_run_nowait(run):
+            return False
+        self._publications.spend(count)
+        self._bytes.spend(size)
+        return True
 
     async def receive_run(self, messages: Sequence[bytes], binary: bool) -> None:
         """Take several messages that came at once, as one command if they can be one; waits as the rules say."""
@@ -185,7 +183,7 @@ class Session:
             for message in messages:
                 await self.receive(message, binary)
             return
-        self.handing_over = True
+        self.handing_over += 1
         weight = max(1.0, self._occupancy(run.room) / self._settings.rate_occupancy)
         most = max(1, int(self._settings.publications_burst_max / RUNS_PER_BURST / weight))
         for start in range(0, len(messages), most):
@@ -193,7 +191,7 @@ class Session:
             await self._inbox.put_run(part)
             if seconds := self._owed(weight * len(part.messages), weight * part.length):
                 await self._wait(seconds)
-        self.handing_over = False
+        self.handing_over -= 1
 
     def charge(self, answered_bytes: int) -> None:
         """Count what the peer was answered: as much as the largest message may hold is as a publication."""
@@ -202,9 +200,9 @@ class Session:
     async def receive_fragment(self) -> None:
         """Count a frame that is only a part of a message; waits as the rules say."""
         if seconds := self._owed(1.0, 0.0):
-            self.handing_over = True
+            self.handing_over += 1
             await self._wait(seconds)
-            self.handing_over = False
+            self.handing_over -= 1
 
     def end(self, by_peer: bool) -> None:
         """Pause no longer: the connection is ending, and its input must be read to its end."""
@@ -215,8 +213,8 @@ class Session:
             self._may_ask = False
             if self._asking is not None:
                 self._asking.cancel()
-        if self._pause is not None:
-            self._pause.cancel()
+        for pause in self._pauses or ():
+            pause.cancel()
 
     async def _permitted(self, step: Ask) -> Command | None:
         """Return what the back end lets a step become; None if nobody waits for that any more."""
@@ -261,10 +259,9 @@ class Session:
     async def _put_question(self, command: Command) -> None:
         """Ask for something large once what was asked for before has been answered, and has left."""
         if self._answered is not None and self._paced:
-            with trio.CancelScope() as self._pause, contextlib.suppress(trio.BrokenResourceError):
+            with self._pausing(), contextlib.suppress(trio.BrokenResourceError):
                 await self._answered.wait()
                 await self._outbox.flushed()
-            self._pause = None
         await self._inbox.put(command)
         self._answered = answered = trio.Event()
         assert command.asker is not None
@@ -288,9 +285,20 @@ class Session:
 
     async def _wait(self, seconds: float) -> None:
         self._on_pause()
-        with trio.move_on_after(seconds) as self._pause:
-            await trio.sleep_forever()
-        self._pause = None
+        with self._pausing():
+            await trio.sleep(seconds)
+
+    @contextlib.contextmanager
+    def _pausing(self) -> Iterator[None]:
+        """Be cut short by `end`."""
+        if self._pauses is None:
+            self._pauses = set()
+        with trio.CancelScope() as pause:
+            self._pauses.add(pause)
+            try:
+                yield
+            finally:
+                self._pauses.discard(pause)
 
 
 def asks_for_much(command: Command) -> bool:

@@ -249,6 +249,8 @@ def _broken_if_closed() -> Iterator[None]:
         yield
     except trio.ClosedResourceError as error:
         raise trio.BrokenResourceError("closed") from error
+    except OSError as error:  # Trio's epoll can't watch it (`fs.epoll.max_user_watches`)
+        raise trio.BrokenResourceError(str(error)) from error
 
 
 def _unacknowledged(connected: socket.socket) -> int:

@@ -212,9 +212,8 @@ class Wire(trio.abc.Stream):
         if not self._calm or len(data) > TAKEN_BYTES_MAX or (first != _TEXT_WHOLE and first != _BINARY_WHOLE):
             return False
         settings = self._settings
-        bytes_max = min(RUN_MESSAGE_BYTES_MAX, settings.message_bytes_max)
         try:
-            payloads, stops = read_run(data, 0, settings.frames_at_once_max, bytes_max)
+            payloads, stops = read_run(data, 0, settings.frames_at_once_max, self._short_bytes_max())
             if not payloads or stops[-1] < len(data) or not (first == _BINARY_WHOLE or _are_utf8(payloads)):
                 return False
             if not self._session.receive_nowait(payloads, first == _BINARY_WHOLE):
@@ -279,7 +278,7 @@ class Wire(trio.abc.Stream):
             else:
                 payloads, stop = messages
                 turn -= len(payloads) - 1
-                if len(payloads) > 1:
+                if len(payloads[0]) <= RUN_MESSAGE_BYTES_MAX:
                     await self._session.receive_run(payloads, first == _BINARY_WHOLE)
                 else:
                     await self._session.receive(payloads[0], first == _BINARY_WHOLE)
@@ -297,10 +296,13 @@ class Wire(trio.abc.Stream):
         if stop - start > RUN_MESSAGE_BYTES_MAX:
             payload = unmask(data, start, stop)
             return ([payload], stop) if not text or _is_utf8(payload) else None
-        payloads, stops = read_run(data, at, most, min(RUN_MESSAGE_BYTES_MAX, self._settings.message_bytes_max))
+        payloads, stops = read_run(data, at, most, self._short_bytes_max())
         if text and not _are_utf8(payloads):
             payloads = list(takewhile(_is_utf8, payloads))
         return (payloads, stops[len(payloads) - 1]) if payloads else None
+
+    def _short_bytes_max(self) -> int:
+        return min(RUN_MESSAGE_BYTES_MAX, self._settings.message_bytes_max)
 
     def _is_unwanted(self, first: int, length: int) -> bool:
         """Whether the frame is to be skipped: it is over a limit, or data after the end (rules 5 and 6).

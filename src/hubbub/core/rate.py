@@ -13,15 +13,20 @@ Rules:
 
 
 class Bucket:
-    """One allowance. The clock is passed in, in seconds."""
+    """One allowance. The clock is passed in, in seconds.
 
-    __slots__ = ("_at", "_burst", "_lease", "_rate", "_tokens", "overdrawn_since")
+    Attributes:
+        lease: what may be spent before anybody has to look at the clock.
+        overdrawn_since: when it was, first (rule 4).
+    """
+
+    __slots__ = ("_at", "_burst", "_rate", "_tokens", "lease", "overdrawn_since")
 
     def __init__(self, rate: float, burst: float, now: float) -> None:
         self._rate = rate
         self._burst = burst
         self._tokens = burst  # the lease apart
-        self._lease = 0.0
+        self.lease = 0.0
         self._at = now
         self.overdrawn_since: float | None = None
 
@@ -33,27 +38,20 @@ class Bucket:
 
     def spend(self, amount: float) -> bool:
         """Take that many tokens from the lease; False if it is used up: then `settle`."""
-        self._lease -= amount
-        return self._lease >= 0
-
-    def spend_leased(self, amount: float) -> bool:
-        """Take that many tokens from the lease, if it has them; else none, and return False."""
-        if self._lease < amount:
-            return False
-        self._lease -= amount
-        return True
+        self.lease -= amount
+        return self.lease >= 0
 
     def settle(self, now: float) -> float:
         """Count what has flowed in and make a new lease; return the seconds to pause, 0 if nothing is owed."""
         self._refill(now)
         if self._tokens > 0:
-            self._lease = min(self._tokens, self._burst / 8)
-            self._tokens -= self._lease
+            self.lease = min(self._tokens, self._burst / 8)
+            self._tokens -= self.lease
         return self._owed(now)
 
     def _refill(self, now: float) -> None:
-        self._tokens = min(self._burst, self._tokens + self._lease + (now - self._at) * self._rate)
-        self._lease = 0.0
+        self._tokens = min(self._burst, self._tokens + self.lease + (now - self._at) * self._rate)
+        self.lease = 0.0
         self._at = now
         if self._tokens >= self._burst / 2:
             self.overdrawn_since = None

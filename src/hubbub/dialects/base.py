@@ -29,7 +29,13 @@ class Dialect(Protocol):
 
 
 class Conversation(Protocol):
-    """One connection's side of a dialect: what the peer's messages ask for, in their order."""
+    """One connection's side of a dialect: what the peer's messages ask for, in their order.
+
+    Attributes:
+        has_runs: whether `receive_run` may ever return one.
+    """
+
+    has_runs: bool
 
     @property
     def member(self) -> Member:

@@ -85,6 +85,8 @@ class PlainConversation:
 
     __slots__ = ("_asks", "_ends_at", "_history", "_subscriber", "member", "room")
 
+    has_runs = True
+
     def __init__(
         self, subscriber: Subscriber, member: Member, who: Credentials, room: str, history: int, asks: Asks
     ) -> None:

@@ -5,9 +5,10 @@ Rules:
    reader waits, so TCP slows that publisher down: backpressure. The bytes count until the hub is done with them.
 2. A leave can't fail, wait or be lost: it goes onto a plain list, once a subscriber, and wakes the hub.
 3. Commands of one connection stay in their order: they are put one after the other. Nobody overtakes for ever: who
-   comes while others wait for bytes waits, too, and each command done lets one go on.
+   comes while others wait for bytes waits, too, and whatever is done lets as many go on as had put it.
 4. Short messages that are said one after the other in one room, in one kind, by whomever, are one command while they
-   wait: the hub takes one step for all of them. With anything else between them they aren't, so order is kept.
+   wait, if nobody had to wait to put them: the hub takes one step for all. With another command between them they
+   aren't, so order is kept.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ class Inbox:
         bytes_max: how many bytes of commands may wait; a single larger command is let in when nothing waits.
 
     Attributes:
-        bytes: of what waits, and of what the hub has in hand.
+        bytes: of what waits here, of what waits for a place here, and of what the hub has in hand.
     """
 
     def __init__(self, commands_max: int, bytes_max: int) -> None:
@@ -49,7 +50,7 @@ class Inbox:
         self._put, self._take = trio.open_memory_channel[Queued | None](commands_max)  # None: only a wake-up
         self._space = trio.lowlevel.ParkingLot()
         self._crowded = False  # somebody is parked there; to ask the lot costs more than the rest of a put
-        self._growing: PublishRuns | None = None  # the command that was put last and not taken yet, if it can grow
+        self._growing: PublishRuns | None = None  # what was put last, if it can grow and the hub hasn't seen it yet
         self._leaves: list[Subscriber] = []
 
     def put_nowait(self, command: Queued) -> bool:
@@ -74,7 +75,7 @@ class Inbox:
             or growing.kind is not run.kind
             or growing.count + count > MESSAGES_PER_COMMAND
         ):
-            command = PublishRuns(run.room, run.kind, [run], count, size)
+            command = PublishRuns.begin(run)
             if not self.put_nowait(command):
                 return False
             self._growing = command
@@ -90,7 +91,7 @@ class Inbox:
     async def put_run(self, run: PublishRun) -> None:
         """As `put`, for short messages."""
         if not self.put_run_nowait(run):
-            await self.put(PublishRuns(run.room, run.kind, [run], len(run.messages), run.size_bytes))
+            await self.put(PublishRuns.begin(run))
 
     async def put(self, command: Queued) -> None:
         """Hand a command over; waits while the inbox is full. Not a checkpoint when there is room."""
@@ -120,7 +121,8 @@ class Inbox:
     def leave(self, subscriber: Subscriber) -> None:
         """Say that the subscriber is gone. To be called once; never waits, never fails."""
         self._leaves.append(subscriber)
-        self.wake()
+        if len(self._leaves) == 1:  # else somebody has woken the hub already, and it hasn't looked yet
+            self.wake()
 
     def wake(self) -> None:
         """Make the hub task look: at the leaves, at the clock."""
@@ -146,11 +148,13 @@ class Inbox:
 
     def done(self, commands: Sequence[Queued | None]) -> None:
         """Say that these have been carried out, and need no memory any more."""
+        puts = 0
         for command in commands:
             if command is not None:
                 self.bytes -= command.size_bytes
+                puts += len(command.runs) if type(command) is PublishRuns else 1
         if self._space:
-            self._space.unpark(count=len(commands))
+            self._space.unpark(count=puts)
 
     def take_leaves(self) -> list[Subscriber]:
         """Return who has left since the last call."""

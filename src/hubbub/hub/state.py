@@ -40,10 +40,6 @@ from hubbub.model.end import End
 from hubbub.model.publication import Publication
 from hubbub.model.subscriber import Loss, Subscriber
 
-PIECE_BYTES_MAX = 256 * 1024
-"""What a room has accepted is handed out early once it is this much, so that no piece is far larger than
-what an outbox may hold."""
-
 log = structlog.get_logger()
 
 
@@ -103,7 +99,7 @@ class Hub:
             self._answer(command.asker, command.reply, answer)
         elif type(answer) is Refused and command.asker is not None:
             command.asker.evict(End.NOT_PERMITTED, "" if answer.why is Refusal.DENIED else answer.why.value)
-        return self._waiting.size_bytes(command.room) >= PIECE_BYTES_MAX
+        return self._waiting.is_piece(command.room)
 
     def publish_runs(self, command: PublishRuns, now: float) -> bool:
         """As `publish`, for what some clients say in one room."""
@@ -115,7 +111,7 @@ class Hub:
         for run, why in refused:
             self._refused[why] += 1
             run.asker.evict(End.NOT_PERMITTED, "" if why is Refusal.DENIED else why.value)
-        return self._waiting.size_bytes(command.room) >= PIECE_BYTES_MAX
+        return self._waiting.is_piece(command.room)
 
     def comes_after_what_waits(self, command: Command) -> bool:
         """Whether everything must be handed out and flushed first.

@@ -109,6 +109,7 @@ class Steps:
         who, opened = level(namespace.allow_publish, room), self._rooms.get(room)
         messages: list[bytes] = []
         publishers: list[Member] = []
+        length = 0
         refused: list[tuple[PublishRun, Refusal]] = []
         for run in runs:
             asker = run.asker
@@ -118,12 +119,13 @@ class Steps:
                 continue
             publisher = opened.member(asker) if opened is not None and opened.infos else run.publisher
             messages += run.messages
+            length += run.length
             publishers += [publisher] * len(run.messages)
         if messages:
             publications = self._engine.append_all(room, messages, command.kind, now, publishers)
             self.publications += len(publications)
             if opened is not None:
-                self._waiting.add_all(room, publications, sum(map(len, messages)))
+                self._waiting.add_all(room, publications, length)
         return refused
 
     def subscribe(self, command: Subscribe, now: float) -> Answer:

@@ -4,8 +4,8 @@ One pass: the leaves; then what waits in the inbox, carried out; then what has h
 piece a subscriber; then the replies, one piece an asker. It waits for nothing but its inbox: `offer` is synchronous, so
 no subscriber, however slow, can hold it up.
 
-Gathering: before handing out, the hub has the poller look what else has come, again and again while that brings new
-commands. Under load a subscriber then gets one send where it would get many; when all is quiet, a look that brings
+Gathering: before handing out, the hub has the poller look what else has come, again and again while that brings
+something. Under load a subscriber then gets one send where it would get many; when all is quiet, a look that brings
 nothing costs a microsecond.
 """
 
@@ -59,11 +59,18 @@ def _let_leave(hub: Hub, inbox: Inbox) -> None:
 
 
 def _take_waiting(commands: list[Queued | None], inbox: Inbox, limit: int) -> None:
-    while len(commands) < limit:
+    count = sum(map(_count, commands))
+    while count < limit:
         try:
-            commands.append(inbox.take_nowait())
+            command = inbox.take_nowait()
         except trio.WouldBlock:
             return
+        commands.append(command)
+        count += _count(command)
+
+
+def _count(command: Queued | None) -> int:
+    return command.count if type(command) is PublishRuns else 1
 
 
 async def _apply(hub: Hub, commands: list[Queued | None], pass_seconds_max: float) -> None:

@@ -6,6 +6,11 @@ from hubbub.model.publication import Presence, Publication
 
 Event = Publication | Presence
 
+PIECE_BYTES_MAX = 256 * 1024
+PIECE_EVENTS_MAX = 2_048
+"""What has happened in a room is handed out early once it is this much, so that no piece is far larger than what an
+outbox may hold: a quarter of its bytes, an eighth of its frames."""
+
 
 class Waiting:
     """By room. What happens where nobody is, is for nobody: the caller sees to that."""
@@ -39,9 +44,12 @@ class Waiting:
         """Return what waits there; not a copy."""
         return self._events.get(room, [])
 
-    def size_bytes(self, room: str) -> int:
-        """Return how much that is, without joins and leaves."""
-        return self._bytes.get(room, 0)
+    def is_piece(self, room: str) -> bool:
+        """Whether that is enough to be handed out."""
+        events = self._events.get(room)
+        if events is None:
+            return False
+        return len(events) >= PIECE_EVENTS_MAX or self._bytes.get(room, 0) >= PIECE_BYTES_MAX
 
     def take(self, room: str) -> list[Event]:
         """Return what waits there, which then waits no longer."""

@@ -1,6 +1,7 @@
 """What is asked of the hub, and what it answers.
 
-Every command names its `asker`, or None: then the server itself asks, for its back end, and may everything. A reply is
+Every command (of `PublishRuns` each run) names its `asker`, or None: then the server itself asks, for its back end, and
+may everything. A reply is
 given in the very step that carries the command out, and must not wait or raise. Replies leave in the order of the
 commands, which is why even what needs no hub goes through it (`Tell`).
 """
@@ -159,6 +160,11 @@ class PublishRuns(msgspec.Struct):
     runs: list[PublishRun]
     count: int
     size_bytes: int
+
+    @classmethod
+    def begin(cls, run: PublishRun) -> "PublishRuns":
+        """Return it with one run."""
+        return cls(run.room, run.kind, [run], len(run.messages), run.size_bytes)
 
 
 class _Move(msgspec.Struct, frozen=True):

@@ -88,6 +88,8 @@ class CentrifugoConversation:
         "tenure",
     )
 
+    has_runs = False
+
     def __init__(
         self,
         subscriber: Subscriber,
