@@ -18,6 +18,7 @@ import pytest
 import trio
 import trustme
 
+import hubbub.node
 from hubbub.core.frames import CLOSE, TEXT
 from peers import (
     SECONDS_MAX,
@@ -204,6 +205,21 @@ async def test_notices_are_spread(
                 nursery.start_soon(read, peer)
             await world.node.drain()
     assert told == pytest.approx([window * count / 40 for count in range(40)], abs=1e-6)
+
+
+async def test_nobody_waits_for_the_turn_of_who_has_gone(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Browsers leave by themselves when their page's server goes: then the drain is over at once."""
+    monkeypatch.setattr(hubbub.node, "NOTICES_PER_SECOND", 1)
+    async with open_world("pipe", drain_seconds_max=100.0) as world:
+        peers = [await world.open_peer() for _ in range(20)]
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.node.drain)
+            for peer in peers:
+                nursery.start_soon(peer.close)
+        assert trio.current_time() - began < 2
 
 
 @pytest.mark.parametrize("signals", [1, 2])

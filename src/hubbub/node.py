@@ -124,6 +124,7 @@ class Node:
     async def drain(self) -> None:
         """Tell everyone that it is over, spread over some time; until its notice a client is served in full.
 
+        Nobody waits for the turn of one who has gone meanwhile.
         Whoever has a back end to tell stays until that has been told, too.
         """
         self.front_door.drain()
@@ -131,8 +132,9 @@ class Node:
         window = min(len(connections) / NOTICES_PER_SECOND, self.settings.drain_seconds_max / 2)
         start = trio.current_time()
         for count, connection in enumerate(connections):
-            await trio.sleep_until(start + window * count / len(connections))
-            connection.end(End.SHUTDOWN)
+            if connection.ended is None:
+                await trio.sleep_until(start + window * count / len(connections))
+                connection.end(End.SHUTDOWN)
         if self.settings.hook_notices_url:
             while self.front_door.serving or len(self.rooms):  # the hub makes the last leave
                 await trio.sleep(GOING_SECONDS)
