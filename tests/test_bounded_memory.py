@@ -27,8 +27,8 @@ pytestmark = pytest.mark.alone  # a daemon on a busy machine falls behind and ho
 
 MIB = 2**20
 SLACK_BYTES = 32 * MIB
-CONNECTION_BYTES_MAX = 30_000
-"""What an idle connection may cost: 22,900 bytes were measured with ten thousand."""
+CONNECTION_BYTES_MAX = 20_000
+"""What an idle connection may cost: 14,900 bytes were measured with ten thousand."""
 LOOK_SECONDS = 0.02
 READERS = 100
 SLOW = 'hubbub_connections_ended_total{reason="slow_consumer"}'
