@@ -31,6 +31,8 @@ WAITED_SHARE_MAX = 0.02  # beyond it a row is marked as disturbed
 PAUSES = "hubbub_rate_pauses_total"
 FROM_OUTSIDE = {"HUBBUB_ALLOW_PUBLISH": "anonymous"}  # the setting where some publish who aren't in the room
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PLACES = frozenset({"json", "plot", "scratch", "hubbub_python"})
+"""Options that say where things are on this machine, and nothing of the result."""
 
 
 def environment(connections: int) -> dict[str, str]:
@@ -187,7 +189,10 @@ def run(name: str, options: argparse.Namespace, measure: Callable[[Bench], None]
     bench = Bench(name, options, None if unpinned else two_cores())
     bench.outcome = {
         "ok": False,
-        "options": {**vars(options), "target": str(bench.target or "own daemon")},
+        "options": {
+            **{option: value for option, value in vars(options).items() if option not in PLACES},
+            "target": str(bench.target or "own daemon"),
+        },
         "settings": {name: value for name, value in os.environ.items() if name.startswith("HUBBUB_")},
         "machine": {**machine(), "pinned": bench.cores},
     }
