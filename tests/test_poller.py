@@ -141,14 +141,20 @@ async def test_more_than_one_read() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_reset() -> None:
-    """It is told as a broken connection, not as the end."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    with listener, open_poller() as poller:
-        assert poller is not None
+def connected_by_tcp() -> tuple[socket.socket, socket.socket]:
+    """Return our end, not blocking, and the peer's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         peer = socket.create_connection(listener.getsockname())
         ours, _ = listener.accept()
-        ours.setblocking(False)
+    ours.setblocking(False)
+    return ours, peer
+
+
+async def test_a_reset() -> None:
+    """It is told as a broken connection, not as the end."""
+    ours, peer = connected_by_tcp()
+    with open_poller() as poller:
+        assert poller is not None
         transport = TcpTransport(ours, poller)
         transport.set_taker(lambda data: True)
         async with trio.open_nursery() as nursery:
@@ -168,12 +174,9 @@ async def _after_all_wait(act: Callable[[], None]) -> None:
 
 async def test_urgent_data() -> None:
     """TCP cuts a read short at its urgent mark, though more is there, and no other edge will tell of that."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    with listener, open_poller() as poller:
+    ours, peer = connected_by_tcp()
+    with open_poller() as poller:
         assert poller is not None
-        peer = socket.create_connection(listener.getsockname())
-        ours, _ = listener.accept()
-        ours.setblocking(False)
         transport, got = TcpTransport(ours, poller), bytearray()
 
         async def read() -> None:
