@@ -783,7 +783,7 @@ async def test_pauses_grow() -> None:
         requests = await backend.until(5)
         pauses = [later.time - earlier.time for earlier, later in itertools.pairwise(requests)]
         for pause, wanted in zip(pauses, (0.1, 0.2, 0.4, 0.8), strict=True):
-            assert wanted / 2 <= pause <= wanted + 0.3, pauses
+            assert wanted / 2 <= pause <= wanted + 0.6, pauses  # other tests keep the machine busy
         while hooks.notices.failed < 5:
             await trio.sleep(0.01)
         hooks.notices._pause = 30.0  # the one after the next
