@@ -17,9 +17,12 @@ import trustme
 from hypothesis import given
 from trio.testing import MockClock
 
+from hubbub.connection.outbox import OutboxTotal
 from hubbub.core.frames import BINARY, CLOSE, CONTINUATION, FIN, PING, TEXT
 from hubbub.core.proxy_protocol import SIGNATURE
 from hubbub.core.rate import Bucket
+from hubbub.model.command import Publish
+from hubbub.model.publication import Kind
 from hubbub.node import Node
 from hubbub.web.addresses import Addresses
 from hubbub.web.front_door import HEARD_BEYOND_LIMIT
@@ -432,6 +435,34 @@ async def test_who_is_evicted_and_still_holds_the_most_is_cut_off(autojump_clock
             assert house.node.outboxes.bytes <= total + 15_000
         assert len(house.node.connections) == 4  # the large one was evicted, and then cut off
         assert [connection.ended for connection in house.node.connections] == [None] * 4
+
+
+@pytest.mark.parametrize("length", [100, 30_000], ids=["many small", "few large"])
+async def test_all_outboxes_together_hold_no_more_at_any_moment(
+    length: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also within one hand-out: who is evicted or cut off for the room of others lets go at once."""
+    total = 1_000_000
+    worst: list[int] = []
+    add = OutboxTotal.add
+
+    def watched(outboxes: OutboxTotal, count: int) -> None:
+        add(outboxes, count)
+        worst.append(outboxes.bytes)
+
+    monkeypatch.setattr(OutboxTotal, "add", watched)
+    limits: dict[str, object] = {**UNHURRIED, **PATIENT, **NO_STALL, "outboxes_bytes_max": total}
+    async with open_house(0, **limits, close_seconds_max=1000.0) as house:
+        peers = []  # kept, for their connections to stay
+        for _ in range(30):
+            peer, side = await house.connect("/chat/room", capacity=512)
+            peers.append(peer)
+            side.stall()
+        for _ in range(10):
+            for _ in range(150_000 // length):
+                await house.node.inbox.put(Publish("room", b"x" * length, Kind.TEXT))
+            await trio.sleep(0.1)
+    assert total / 2 < max(worst) <= total
 
 
 async def test_the_longest_quiet_history_goes_first() -> None:

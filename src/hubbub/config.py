@@ -264,7 +264,7 @@ class Settings(Namespace, kw_only=True):
         16_384
     )
     outboxes_bytes_max: Annotated[
-        Total, Meta(description="Bytes waiting for all clients together; the one with most is evicted: 256 full ones.")
+        Total, Meta(description="Bytes waiting for all clients together; those with most are evicted: 256 full ones.")
     ] = 268_435_456
     write_stall_seconds_max: Annotated[
         Seconds, Meta(description="A write's wait for the client to read; as patient as head_seconds_max.")

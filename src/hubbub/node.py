@@ -19,6 +19,7 @@ the connections nursery.
 """
 
 import contextlib
+import heapq
 import random
 import socket
 import time
@@ -56,6 +57,8 @@ NOTICES_PER_SECOND = 1000
 """How fast clients are told to come back elsewhere: as fast as a neighbour can shake their hands."""
 GOING_SECONDS = 0.01
 """How often it is looked whether everyone has gone."""
+SPARE = 1 / 32
+"""Of what may wait for all clients: what is free when the fullest have been evicted; 8 full outboxes by default."""
 EXPIRY_SECONDS_MAX = 1.0
 """How often old histories are looked for, at least."""
 
@@ -80,7 +83,7 @@ class Node:
         self.connections = Connections()
         self.metrics = Metrics(self.hub, self.inbox, self.engine, self.connections)
         self.metrics.add(HookSnapshot(self.hooks))
-        self.outboxes = OutboxTotal(settings, self.evict_fullest)
+        self.outboxes = OutboxTotal(settings, self.make_room)
         self.turnstile = Turnstile()
         services = Services(
             settings,
@@ -107,19 +110,23 @@ class Node:
         )
         self.front_door = FrontDoor(services, self.metrics, admission, Api(settings, means))
 
-    def evict_fullest(self) -> None:
-        """Evict the connection for which most waits; one that was evicted and holds the most is cut off. Never waits.
+    def make_room(self) -> None:
+        """Evict those for whom most waits, until less waits than outboxes_bytes_max by a SPARE. Never waits.
 
-        So nobody is evicted for what an evicted one still has in hand.
+        Whoever is ending already and still holds the most is cut off, so nobody is evicted for what such a one has
+        in hand. Looking at all connections takes milliseconds if they are many: the spare makes it seldom.
         """
-        candidates = (one for one in self.connections if one.ended in (None, End.SLOW_CONSUMER))
-        fullest = max(candidates, key=lambda connection: connection.outbox.bytes_queued, default=None)
-        if fullest is None:
-            return
-        if fullest.ended is None:
-            fullest.outbox.evict()
-        else:
-            fullest.cut()
+        enough = self.settings.outboxes_bytes_max * (1 - SPARE)
+        fullest = [(-one.outbox.bytes_queued, number, one) for number, one in enumerate(self.connections)]
+        heapq.heapify(fullest)
+        while self.outboxes.bytes > enough and fullest:
+            _, number, one = heapq.heappop(fullest)
+            if one.ended is None:
+                one.outbox.evict()
+                one.end(End.SLOW_CONSUMER)  # also if its Close waits already, which no eviction changes
+                heapq.heappush(fullest, (-one.outbox.bytes_queued, number, one))
+            else:
+                one.cut()
 
     async def drain(self) -> None:
         """Tell everyone that it is over, spread over some time; until its notice a client is served in full.

@@ -226,8 +226,9 @@ class Connection:
                 self.outbox.offer(told)
 
     def cut(self) -> None:
-        """End at once, without another word. Never waits or raises."""
+        """End at once, without another word, and let go of what waits. Never waits or raises."""
         self._nursery.cancel_scope.cancel()
+        self.outbox.close()
 
     def leave(self) -> None:
         """Leave the hub. Idempotent; never waits or raises."""

@@ -52,7 +52,7 @@ class OutboxTotal:
 
     Args:
         settings: outboxes_bytes_max.
-        on_over: called when it is more than that, to evict somebody. It must not wait or raise.
+        on_over: called when it is more than that, to make room. It must not wait or raise.
     """
 
     __slots__ = ("_on_over", "_settings", "bytes")
@@ -296,9 +296,10 @@ class Outbox:
         self.direct = None  # before the writer starts: the next offer must not start another
         if self._backlog is None:
             self._backlog = Backlog(self._total)
-        self._backlog.frames += frames
-        self._backlog.count(len(piece) - sent)
-        self._nursery.start_soon(self._run_writer, self._backlog, piece, frames, sent)
+        backlog = self._backlog  # counting may end this very connection
+        backlog.frames += frames
+        backlog.count(len(piece) - sent)
+        self._nursery.start_soon(self._run_writer, backlog, piece, frames, sent)
 
     async def _run_writer(self, backlog: Backlog, piece: bytes, frames: int, sent: int) -> None:
         while piece:
