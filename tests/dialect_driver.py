@@ -275,4 +275,5 @@ class Driver:
     def hand_out_all(self) -> None:
         for room in self.hub.waiting():
             self.hand_out(room)
-        self.hub.flush()
+        for subscriber in self.hub.take_answered():
+            subscriber.flush()

@@ -35,7 +35,7 @@ WAITS = {
     # The hub waits for its inbox, and lets others run. Nothing else: no send, no lock, no reply.
     "hub.task.run_hub": {"_apply", "checkpoint", "take"},
     "hub.task._apply": {"_hand_out", "_hand_out_all", "checkpoint"},
-    "hub.task._hand_out_all": {"_hand_out"},
+    "hub.task._hand_out_all": {"_hand_out", "checkpoint"},
     "hub.task._hand_out": {"checkpoint"},
     # Readers wait for room in the inbox; the hub for something in it.
     "hub.inbox.Inbox.put": {"_park", "send"},
@@ -48,8 +48,9 @@ WAITS = {
     "hub.inbox.Inbox.put_run": {"put"},
     # The back end, where it is to be asked: a hook's time at most.
     "connection.session.Session._permitted": {"_ask"},
-    # For the last large answer: the hub's, which waits for nobody, and the writer's, which has a deadline.
-    "connection.session.Session._put_question": {"flushed", "put", "wait"},
+    # For the last large answer: the hub's, which waits for nobody, and the writer's, which has a deadline. Then for
+    # a turn: whoever has one waits for the hub only.
+    "connection.session.Session._put_question": {"acquire", "flushed", "put", "wait"},
     "connection.session.Session.receive_fragment": {"_wait"},
     "connection.session.Session._wait": {"sleep"},  # as long as it is over its rates
     "connection.wire.Wire.receive_some": {

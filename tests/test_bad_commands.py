@@ -584,7 +584,8 @@ class Core:
             for delivery in self.hub.take(room):
                 for outlet in delivery.outlets:
                     outlet.offer(delivery.data, delivery.frames)
-        self.hub.flush()
+        for subscriber in self.hub.take_answered():
+            subscriber.flush()
 
 
 @pytest.mark.no_cover  # twice as fast; other tests reach the same lines

@@ -33,7 +33,8 @@ def answers_overtake_publications(patch: pytest.MonkeyPatch) -> None:
     take = Hub.take
 
     def flush_first(hub: Hub, room: str) -> object:
-        hub.flush()
+        for subscriber in hub.take_answered():
+            subscriber.flush()
         return take(hub, room)
 
     patch.setattr(Hub, "take", flush_first)

@@ -6,7 +6,7 @@
     ├─ heartbeat              one for all connections
     ├─ expiry                 one for all histories
     ├─ keys                   reads the key set at a URL, again and again
-    ├─ turnstile              those who come or go at one moment take turns
+    ├─ turnstiles             those who come, or go, at one moment take turns
     ├─ hooks                  what a back end is asked and told
     └─ connections nursery    drained before the above end
        └─ FrontDoor.serve     one a connection, with a nursery of its own
@@ -84,14 +84,15 @@ class Node:
         self.metrics = Metrics(self.hub, self.inbox, self.engine, self.connections)
         self.metrics.add(HookSnapshot(self.hooks))
         self.outboxes = OutboxTotal(settings, self.make_room)
-        self.turnstile = Turnstile()
+        self.entrance, self.exits = Turnstile(), Turnstile()
         services = Services(
             settings,
             self.inbox,
             self.rooms.occupancy,
             self.connections,
             self.outboxes,
-            self.turnstile,
+            self.entrance,
+            self.exits,
             self.hooks.ask,
             self.hooks.notices,
             self.metrics.count_open,
@@ -164,7 +165,8 @@ async def open_node(
         housekeeping.start_soon(run_heartbeat, node.connections, settings)
         housekeeping.start_soon(run_expiry, node.hub, settings)
         housekeeping.start_soon(node.keys.run)
-        housekeeping.start_soon(node.turnstile.keep)
+        housekeeping.start_soon(node.entrance.keep)
+        housekeeping.start_soon(node.exits.keep)
         housekeeping.start_soon(node.hooks.run)
         async with trio.open_nursery() as connections:
             yield node, connections

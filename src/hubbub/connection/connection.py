@@ -27,22 +27,22 @@ from hubbub.connection.heartbeat import Pulse, first_pulse
 from hubbub.connection.linger import linger
 from hubbub.connection.outbox import Outbox, State
 from hubbub.connection.services import Services, Upgrade
-from hubbub.connection.session import Session
+from hubbub.connection.session import Session, asks_for_much
 from hubbub.connection.stock import break_cycle, forget_handshake
 from hubbub.connection.transport import Transport
 from hubbub.connection.wire import Wire
 from hubbub.core.frames import cut_reason, encode_close
 from hubbub.dialects.base import Dialect
 from hubbub.model.command import Answer, Refusal, Refused, Subscribed
-from hubbub.model.end import Disconnect, End
+from hubbub.model.end import NOBODY_TO_TELL, Disconnect, End
 from hubbub.model.publication import Member
 from hubbub.model.question import Ask
 from hubbub.model.subscriber import Loss
 
 log = structlog.get_logger()
 
-NOBODY_TO_TELL = frozenset({End.PEER_LEFT, End.PEER_RESET, End.WRITE_STALL})
-"""Ends after which nothing can be sent any more."""
+PATIENCE_MIN = 0.8
+"""Of `close_seconds_max`: a thousand who are told to go at once and don't answer aren't all given up in one moment."""
 NOWHERE: Mapping[str, bool] = {}
 
 
@@ -140,18 +140,7 @@ class Connection:
         self.said_goodbye = False  # everything that was queued, and a Close, has been given to the transport
         end = self.end  # bound once
         self.outbox = Outbox(transport, nursery, settings, services.outboxes, end)
-        self.session = Session(
-            self.conversation,
-            services.inbox,
-            self.outbox,
-            services.occupancy,
-            settings,
-            services.ask,
-            self.peer,
-            transport,
-            services.count_pause,
-            end,
-        )
+        self.session = Session(self.conversation, services, self.outbox, self.peer, transport, end)
         self.wire = Wire(
             transport,
             self.outbox,
@@ -159,7 +148,7 @@ class Connection:
             upgrade.head,
             upgrade.leftover,
             settings,
-            services.turnstile,
+            services.exits,
             end,
         )
         self.pulse: Pulse = first_pulse(self.opened_at, settings, services.rng)
@@ -274,7 +263,7 @@ class Connection:
         settings, websocket = self._services.settings, self._websocket
         assert websocket is not None
         self.leave()
-        await self._services.turnstile.pass_through()  # a thousand may have broken under one broadcast
+        await self._services.exits.pass_through()  # a thousand may have broken under one broadcast
         with trio.move_on_after(settings.close_seconds_max):
             await self._take_the_rest(websocket)
         if self.ended is End.SHUTDOWN:
@@ -282,7 +271,7 @@ class Connection:
             with contextlib.suppress(trio.BrokenResourceError):
                 await self.outbox.flushed()
         if self.ended not in NOBODY_TO_TELL:
-            with trio.move_on_after(settings.close_seconds_max):
+            with trio.move_on_after(settings.close_seconds_max * self._services.rng.uniform(PATIENCE_MIN, 1.0)):
                 await self._say_goodbye(websocket)
             self.said_goodbye = self.outbox.is_done
 
@@ -329,8 +318,10 @@ class Connection:
             if isinstance(command, Refused):
                 return command
             if command is not None:
-                await self._services.inbox.put(command)
-                await answered.wait()
+                turns = self._services.inbox.large_questions
+                async with turns if asks_for_much(command) else contextlib.nullcontext():
+                    await self._services.inbox.put(command)
+                    await answered.wait()
         return next((answer for answer in answers if isinstance(answer, Refused)), None)
 
     async def _shake_hands(self) -> None:

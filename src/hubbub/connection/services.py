@@ -47,7 +47,8 @@ class Services(msgspec.Struct, frozen=True):
         occupancy: how many are in a room.
         connections: those that are open; each adds and removes itself.
         outboxes: counts what waits in all of them.
-        turnstile: where those who come and go at one moment take turns.
+        entrance: where those who come at one moment take turns.
+        exits: likewise for those who go.
         ask: has the back end answer a question.
         notices: told when one ends that had been let in.
         count_open: called for each connection once its 101 is out.
@@ -61,7 +62,8 @@ class Services(msgspec.Struct, frozen=True):
     occupancy: Callable[[str], int]
     connections: Connections
     outboxes: OutboxTotal
-    turnstile: Turnstile
+    entrance: Turnstile
+    exits: Turnstile
     ask: Asker
     notices: Notices
     count_open: Callable[[], None]

@@ -11,7 +11,8 @@ Rules:
    counts as a publication, since it costs as much as one in a small room, and so does any other command; to ask who
    is in a room counts by how many are, and so do joining and leaving where that is told. Answers count by size.
 3. One answer at a time, where it may be large: who comes back to a hundred rooms gets the second history when the
-   first has left. So its outbox isn't filled by what it has asked for itself.
+   first has left. So its outbox isn't filled by what it has asked for itself. And all connections take turns with such
+   questions, so that a thousand who ask at one moment don't keep the hub from what others say.
 4. Where the back end is to be asked first, only this connection waits for its answer: what the peer says later is
    carried out later. When the connection ends by us, or is broken, nobody is asked any more; when the peer has left
    in order, what it had said is asked about for `close_seconds_max`. The rest of that message is dropped: nothing of
@@ -26,12 +27,11 @@ from collections.abc import Callable, Iterator, Sequence
 import structlog
 import trio
 
-from hubbub.config import Settings
 from hubbub.connection.outbox import Outbox
+from hubbub.connection.services import Services
 from hubbub.connection.transport import Transport
 from hubbub.core.rate import Bucket
 from hubbub.dialects.base import Conversation
-from hubbub.hub.inbox import Inbox
 from hubbub.model.command import (
     Command,
     Enter,
@@ -44,7 +44,7 @@ from hubbub.model.command import (
     Unsubscribe,
 )
 from hubbub.model.end import End
-from hubbub.model.question import Ask, Asker
+from hubbub.model.question import Ask
 
 RUNS_PER_BURST = 8
 """A run of messages is parted where it counts more than that share of a burst: as much as a lease (`core/rate`)."""
@@ -57,14 +57,10 @@ class Session:
 
     Args:
         conversation: the dialect's side: messages to commands.
-        inbox: the hub's.
+        services: the hub's inbox, how many are in a room, the rates, who asks the back end.
         outbox: this peer's.
-        occupancy: how many are in a room.
-        settings: the rates.
-        ask: has the back end answer a question.
         peer: its address, for the back end.
         transport: the peer's: whether it is still there.
-        on_pause: called each time that the rates make it pause.
         on_end: called when the connection must end.
     """
 
@@ -93,29 +89,25 @@ class Session:
     def __init__(
         self,
         conversation: Conversation,
-        inbox: Inbox,
+        services: Services,
         outbox: Outbox,
-        occupancy: Callable[[str], int],
-        settings: Settings,
-        ask: Asker,
         peer: str,
         transport: Transport,
-        on_pause: Callable[[], None],
         on_end: Callable[[End], None],
     ) -> None:
-        now = trio.current_time()
+        now, settings = trio.current_time(), services.settings
         self._conversation = conversation
-        self._inbox = inbox
+        self._inbox = services.inbox
         self._outbox = outbox
-        self._occupancy = occupancy
+        self._occupancy = services.occupancy
         self._settings = settings
-        self._ask = ask
+        self._ask = services.ask
         self._peer = peer
         self._transport = transport
         self._may_ask = True
         self._asking: trio.CancelScope | None = None  # around the question that is under way
         self._left_at: float | None = None  # when the peer was found to have left in order
-        self._on_pause = on_pause
+        self._on_pause = services.count_pause
         self._on_end = on_end
         self._publications = Bucket(settings.publications_per_second_max, settings.publications_burst_max, now)
         self._bytes = Bucket(settings.publication_bytes_per_second_max, settings.publication_bytes_burst_max, now)
@@ -257,15 +249,31 @@ class Session:
         return max(1.0, crowd)
 
     async def _put_question(self, command: Command) -> None:
-        """Ask for something large once what was asked for before has been answered, and has left."""
-        if self._answered is not None and self._paced:
-            with self._pausing(), contextlib.suppress(trio.BrokenResourceError):
-                await self._answered.wait()
-                await self._outbox.flushed()
-        await self._inbox.put(command)
+        """Ask for something large once what was asked for before has been answered and has left, and in turn."""
+        turns, has_turn = self._inbox.large_questions, False
+        if self._paced:
+            with self._pausing():
+                if self._answered is not None:
+                    with contextlib.suppress(trio.BrokenResourceError):
+                        await self._answered.wait()
+                        await self._outbox.flushed()
+                await turns.acquire()
+                has_turn = True
         self._answered = answered = trio.Event()
+
+        def have_answered() -> None:
+            answered.set()
+            if has_turn:
+                turns.release()
+
         assert command.asker is not None
-        await self._inbox.put(Tell(command.asker, answered.set))
+        try:
+            await self._inbox.put(command)
+            await self._inbox.put(Tell(command.asker, have_answered))
+        except BaseException:
+            if has_turn:
+                turns.release()
+            raise
 
     def _owed(self, weight: float, weighted_bytes: float) -> float:
         """Return how long to pause for what counts as so many publications and bytes."""
@@ -305,7 +313,7 @@ def asks_for_much(command: Command) -> bool:
     """Return whether the answer may be large."""
     match command:
         case Subscribe():
-            return command.since is not None
+            return command.since is not None or command.history > 0
         case Enter():
             return any(subscription.since is not None for subscription in command.subscriptions)
         case ReadHistory():

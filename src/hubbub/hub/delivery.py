@@ -4,19 +4,25 @@ Usually that is one piece a dialect. Only who has just joined gets a part of it,
 asked hear of joins and leaves.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
 from hubbub.core.rooms import Room
-from hubbub.model.publication import Presence, Publication
+from hubbub.hub.waiting import PIECE_BYTES_MAX, Event
+from hubbub.model.publication import Publication
 from hubbub.model.subscriber import Encoder, Outlet, Subscriber
 
-Event = Publication | Presence
+CUT_BYTES_MAX = 2 * PIECE_BYTES_MAX
+"""A piece is cut where it is larger than that: what surrounds the data may be many times the data."""
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """One piece for many: `frames` complete frames, so many of them publications, to be given to each of `outlets`."""
+    """One piece for many: `frames` complete frames, to be given to each of `outlets`.
+
+    `publications` counts what has been delivered by then; a piece that goes on in the next one counts none.
+    """
 
     data: bytes
     frames: int
@@ -26,44 +32,55 @@ class Delivery(msgspec.Struct, frozen=True):
 
 def deliver(
     room: Room, newcomers: Mapping[Subscriber, int], events: Sequence[Event], publications: int
-) -> list[Delivery]:
-    """Return who gets what.
+) -> Iterator[Delivery]:
+    """Give who gets what, each piece made when the one before has been given away: together they may be much.
 
     Args:
-        room: with its subscribers.
+        room: with its subscribers, who stay the same meanwhile.
         newcomers: those who have just joined, and how many of the events were before that.
         events: in their order.
         publications: how many of them are publications.
     """
     alike = not newcomers and publications == len(events)
-    deliveries: list[Delivery] = []
     for encoder, group in room.groups.items():
-        if alike:
-            data = b"".join(map(encoder.encode_publication, events))  # type: ignore[arg-type]  # they all are
-            deliveries.append(Delivery(data, len(events), len(events), list(group.values())))
-            continue
         frames = [_encode(encoder, event) for event in events]
+        if alike:
+            yield from _pieces(frames, publications, list(group.values()))
+            continue
+        spoken = [frame for frame, event in zip(frames, events, strict=True) if isinstance(event, Publication)]
+        before = list(itertools.accumulate((isinstance(event, Publication) for event in events), initial=0))
         parts: dict[tuple[int, bool], list[Outlet]] = {}  # from which event on, with joins or not
         for subscriber, outlet in group.items():
             part = newcomers.get(subscriber, 0), subscriber in room.watchers
             parts.setdefault(part, []).append(outlet)
-        deliveries += (_piece(events, frames, start, watches, outlets) for (start, watches), outlets in parts.items())
-    return [delivery for delivery in deliveries if delivery.frames]
+        for (start, watches), outlets in parts.items():
+            heard = frames[start:] if watches else spoken[before[start] :]
+            yield from _pieces(heard, publications - before[start], outlets)
 
 
 def deliver_to(room: Room, subscriber: Subscriber, events: Sequence[Event]) -> Delivery:
     """Return what one subscriber gets of it, alone and ahead of the others, as it is about to leave."""
     heard = events[room.newcomers.get(subscriber, 0) :]
-    frames = [_encode(subscriber.encoder, event) for event in heard]
-    return _piece(heard, frames, 0, subscriber in room.watchers, [subscriber.outlet])
+    said = [event for event in heard if isinstance(event, Publication)]
+    frames = [_encode(subscriber.encoder, event) for event in (heard if subscriber in room.watchers else said)]
+    return Delivery(b"".join(frames), len(frames), len(said), [subscriber.outlet])
 
 
-def _piece(
-    events: Sequence[Event], frames: Sequence[bytes], start: int, watches: bool, outlets: Sequence[Outlet]
-) -> Delivery:
-    indices = [index for index in range(start, len(events)) if watches or isinstance(events[index], Publication)]
-    publications = sum(isinstance(events[index], Publication) for index in indices)
-    return Delivery(b"".join([frames[index] for index in indices]), len(indices), publications, outlets)
+def _pieces(frames: Sequence[bytes], publications: int, outlets: Sequence[Outlet]) -> Iterator[Delivery]:
+    """Give all frames in one piece, or in several where that would be far too large."""
+    if not frames:
+        return
+    data = b"".join(frames)
+    if len(data) <= CUT_BYTES_MAX:
+        yield Delivery(data, len(frames), publications, outlets)
+        return
+    start = size = 0
+    for stop, frame in enumerate(frames, 1):
+        size += len(frame)
+        if size >= PIECE_BYTES_MAX or stop == len(frames):
+            counted = publications if stop == len(frames) else 0  # with the last
+            yield Delivery(b"".join(frames[start:stop]), stop - start, counted, outlets)
+            start, size = stop, 0
 
 
 def _encode(encoder: Encoder, event: Event) -> bytes:

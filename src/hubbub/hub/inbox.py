@@ -9,6 +9,8 @@ Rules:
 4. Short messages that are said one after the other in one room, in one kind, by whomever, are one command while they
    wait, if nobody had to wait to put them: the hub takes one step for all. With another command between them they
    aren't, so order is kept.
+5. Questions whose answers may be large take turns (`large_questions`) before they are put: what others say never waits
+   for more than a few of them.
 """
 
 import contextlib
@@ -22,6 +24,9 @@ from hubbub.model.subscriber import Subscriber
 
 MESSAGES_PER_COMMAND = 64
 """To how many messages a command grows that others have begun: accepting them takes some 0.1 ms."""
+
+LARGE_QUESTIONS_MAX = 4
+"""How many questions with large answers wait at once, on all connections: each may take the hub some 5 ms."""
 
 
 class InboxStatistics(msgspec.Struct, frozen=True):
@@ -42,11 +47,13 @@ class Inbox:
 
     Attributes:
         bytes: of what waits here, of what waits for a place here, and of what the hub has in hand.
+        large_questions: to be acquired before such a question is put, and released when it has been answered.
     """
 
     def __init__(self, commands_max: int, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self.bytes = 0
+        self.large_questions = trio.Semaphore(LARGE_QUESTIONS_MAX, max_value=LARGE_QUESTIONS_MAX)
         self._put, self._take = trio.open_memory_channel[Queued | None](commands_max)  # None: only a wake-up
         self._space = trio.lowlevel.ParkingLot()
         self._crowded = False  # somebody is parked there; to ask the lot costs more than the rest of a put

@@ -6,10 +6,10 @@ Rules:
 2. What is handed out follows what was handed out before, or the room's subscribers are told that it doesn't (P2).
 3. An exception in a room's step ends that room, not the node: its subscribers are told, its history is lost. One in
    an answer ends the connection that it is for.
-4. Every question gets one answer. Answers wait in their asker until `flush`; the server's own don't wait.
+4. Every question gets one answer. Answers wait in their asker until its `flush`; the server's own don't wait.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 import structlog
@@ -39,6 +39,9 @@ from hubbub.model.command import (
 from hubbub.model.end import End
 from hubbub.model.publication import Publication
 from hubbub.model.subscriber import Loss, Subscriber
+
+ALONE_EVENTS_MAX = 32
+"""Who leaves a room alone is given what waits for it there, up to so much; more is handed out to all first."""
 
 log = structlog.get_logger()
 
@@ -116,8 +119,11 @@ class Hub:
     def comes_after_what_waits(self, command: Command) -> bool:
         """Whether everything must be handed out and flushed first.
 
-        Who has published hears it before it hears that it was accepted, and joins or leaves after both.
+        Who has published hears it before it hears that it was accepted, and joins or leaves after both. And what many
+        were waiting for isn't made anew for each of them as they leave.
         """
+        if isinstance(command, Unsubscribe) and len(self._waiting.events(command.room)) > ALONE_EVENTS_MAX:
+            return True
         if not self._owes_ack:
             return False
         return isinstance(command, Subscribe | Enter | Unsubscribe) or (isinstance(command, Tell) and command.ends)
@@ -144,11 +150,10 @@ class Hub:
         if isinstance(command, Subscribe) and isinstance(answer, Subscribed):
             self._announce(command)
 
-    def flush(self) -> None:
-        """Let everyone send the answers that it has been given."""
-        answered, self._answered, self._owes_ack = self._answered, {}, False
-        for subscriber in answered:
-            subscriber.flush()
+    def take_answered(self) -> list[Subscriber]:
+        """Return those who have been given answers, for them to `flush`, in order."""
+        answered, self._answered, self._owes_ack = list(self._answered), {}, False
+        return answered
 
     def leave(self, subscriber: Subscriber) -> None:
         """Take a subscriber out of all its rooms."""
@@ -168,16 +173,18 @@ class Hub:
         """Return the rooms that have something to hand out."""
         return self._waiting.rooms()
 
-    def take(self, name: str) -> list[Delivery]:
-        """Return what is to be handed out in that room now, and to whom; it counts as handed out."""
+    def take(self, name: str) -> Iterator[Delivery]:
+        """Give what is to be handed out in that room now, and to whom, a piece at a time.
+
+        Until the last one has been handed out, no command may be carried out.
+        """
         events, room = self._waiting.take(name), self._rooms.get(name)
         if not events or room is None:
-            return []
+            return
         try:
-            return self._deliveries_of(room, events)
+            yield from self._deliveries_of(room, events)
         except Exception:
             self._end_room(name)
-            return []
 
     def statistics(self) -> HubStatistics:
         """Return what is held and what was done."""
@@ -223,18 +230,18 @@ class Hub:
 
     # -- parts
 
-    def _deliveries_of(self, room: Room, events: list[Event]) -> list[Delivery]:
+    def _deliveries_of(self, room: Room, events: list[Event]) -> Iterator[Delivery]:
         newcomers, room.newcomers = room.newcomers, {}
         publications = [event for event in events if type(event) is Publication]
         if publications and not self._follows(room, publications):
             self._gaps += 1
             self._lose_all(room.name, Loss.GAP)
-            return []
+            return
         if publications:
             room.top = publications[-1].position
-        deliveries = deliver(room, newcomers, events, len(publications))
-        self._steps.deliveries += sum(delivery.publications * len(delivery.outlets) for delivery in deliveries)
-        return deliveries
+        for delivery in deliver(room, newcomers, events, len(publications)):
+            self._steps.deliveries += delivery.publications * len(delivery.outlets)
+            yield delivery
 
     def _follows(self, room: Room, publications: list[Publication]) -> bool:
         first, last, top = publications[0], publications[-1], room.top

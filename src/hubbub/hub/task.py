@@ -23,8 +23,14 @@ OFFERS_PER_CHECKPOINT = 256
 """How many subscribers are served before other tasks may run: some 2 ms where each is a send of its own, 10 where each
 finds its peer gone."""
 
+BYTES_PER_OFFER = 16 * 1024
+"""A larger piece counts as several offers: to copy that much takes as long as a send."""
+
 GATHER_SECONDS_MAX = 0.002
 """For how long the hub gathers: as long as a hand-out to some 300 takes, which is what it saves."""
+
+ANSWER_SECONDS_MAX = 0.002
+"""For how long answers are sent before other tasks may run: one may be a whole history, or all who are in a room."""
 
 COMMANDS_PER_LOOK = 32
 """How many publishes are handled between looks at the clock: some 0.1 ms."""
@@ -80,6 +86,7 @@ async def _apply(hub: Hub, commands: list[Queued | None], pass_seconds_max: floa
         command = commands[at]
         looks = at % COMMANDS_PER_LOOK == 0 or not isinstance(command, Publish)  # others may be much more
         if looks and trio.current_time() - now >= pass_seconds_max:
+            served = await _hand_out_all(hub, served)  # nobody waits for more than that
             await trio.lowlevel.checkpoint()
             now = trio.current_time()
         at += 1
@@ -99,18 +106,24 @@ async def _apply(hub: Hub, commands: list[Queued | None], pass_seconds_max: floa
 async def _hand_out_all(hub: Hub, served: int) -> int:
     for room in hub.waiting():
         served = await _hand_out(hub, room, served)
-    hub.flush()
+    since = trio.current_time()
+    for subscriber in hub.take_answered():
+        subscriber.flush()
+        if trio.current_time() - since >= ANSWER_SECONDS_MAX:
+            await trio.lowlevel.checkpoint()
+            since = trio.current_time()
     return served
 
 
 async def _hand_out(hub: Hub, room: str, served: int) -> int:
     """Offer what has happened in the room to its subscribers; `served` counts them since the last checkpoint."""
     for delivery in hub.take(room):
-        outlets = delivery.outlets
-        for start in range(0, len(outlets), OFFERS_PER_CHECKPOINT):
-            some = outlets[start : start + OFFERS_PER_CHECKPOINT]
+        outlets, weight = delivery.outlets, 1 + len(delivery.data) // BYTES_PER_OFFER
+        most = max(1, OFFERS_PER_CHECKPOINT // weight)
+        for start in range(0, len(outlets), most):
+            some = outlets[start : start + most]
             _offer(some, delivery.data, delivery.frames)
-            served += len(some)
+            served += len(some) * weight
             if served >= OFFERS_PER_CHECKPOINT:
                 await trio.lowlevel.checkpoint()
                 served = 0

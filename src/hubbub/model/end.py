@@ -46,6 +46,10 @@ class End(enum.Enum):
     CANCELLED = "cancelled"  # cut off by the drain's deadline or a second signal
 
 
+NOBODY_TO_TELL = frozenset({End.PEER_LEFT, End.PEER_RESET, End.WRITE_STALL})
+"""Ends after which nothing can be sent any more."""
+
+
 class Disconnect(msgspec.Struct, frozen=True):
     """What the peer is told in the Close frame.
 

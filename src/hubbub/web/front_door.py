@@ -169,7 +169,7 @@ class FrontDoor:
         return error.response
 
     def _http(self, transport: Transport) -> HttpConnection:
-        return HttpConnection(transport, self._settings, self._services.turnstile)
+        return HttpConnection(transport, self._settings, self._services.entrance)
 
     async def _answer(self, http: HttpConnection, answer: Response) -> None:
         self._metrics.count_response(answer.status)
