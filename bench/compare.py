@@ -99,7 +99,7 @@ def _open(target: Target, entrant: Entrant, options: argparse.Namespace, progres
     finally:
         close_all(sockets)
         progress.clear()
-    waited = (after.waited - cpu.waited) / 1e9 / seconds
+    waited = after.disturbed_since(cpu) / 1e9 / seconds
     if waited > WAITED_SHARE_MAX:
         tell(f"the server waited for its core {waited:.0%} of the time: other processes disturb")
     return {

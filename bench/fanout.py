@@ -166,7 +166,7 @@ def _result(options: argparse.Namespace, run: Run, late: list[float], before: Ti
     """The figures of a run; `late` in ms."""
     seconds = max(run.seconds, options.seconds) if options.mode == "rate" else run.seconds
     used = (after[0].used - before[0].used) / 1e9
-    waited = [(end.waited - start.waited) / 1e9 / seconds for start, end in zip(before, after, strict=True)]
+    waited = [end.disturbed_since(start) / 1e9 / seconds for start, end in zip(before, after, strict=True)]
     for who, share in zip(("daemon", "generator"), waited, strict=True):
         if share > WAITED_SHARE_MAX:
             tell(f"the {who} waited for its core {share:.0%} of the time: other processes disturb")
@@ -190,8 +190,8 @@ def _result(options: argparse.Namespace, run: Run, late: list[float], before: Ti
 
 
 def _cpu_times(target: Target) -> Times:
-    """Of the daemon (zero if unknown) and of this process."""
-    return cpu_time(target.pid) if target.pid else CpuTime(0, 0), cpu_time(os.getpid())
+    """Of the daemon (nothing if unknown) and of this process."""
+    return cpu_time(target.pid) if target.pid else CpuTime(), cpu_time(os.getpid())
 
 
 def measure(bench: Bench) -> None:

@@ -22,7 +22,7 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import NamedTuple, Self
 
@@ -62,22 +62,48 @@ def pin(pid: int, core: int) -> None:
         os.sched_setaffinity(int(thread), {core})
 
 
-class CpuTime(NamedTuple):
+class ThreadTime(NamedTuple):
     """Nanoseconds spent on a core (user and system), and ready to run but waiting for one."""
 
     used: int
     waited: int
 
 
+@dataclass(frozen=True)
+class CpuTime:
+    """What the threads of a process have used and waited so far, by their ids; of an unknown process: nothing."""
+
+    threads: Mapping[int, ThreadTime] = field(default_factory=dict)
+
+    @property
+    def used(self) -> int:
+        """By all threads, in nanoseconds."""
+        return sum(thread.used for thread in self.threads.values())
+
+    def disturbed_since(self, before: CpuTime) -> int:
+        """For how many nanoseconds others kept the process from its core, at least.
+
+        The threads share one core, so they wait for each other, too: what a thread has waited counts only where it is
+        more than all its siblings have used meanwhile.
+        """
+        none = ThreadTime(0, 0)
+        threads = [
+            ThreadTime(*(now - then for now, then in zip(thread, before.threads.get(number, none), strict=True)))
+            for number, thread in self.threads.items()
+        ]
+        used = sum(thread.used for thread in threads)
+        return max((0, *(thread.waited + thread.used - used for thread in threads)))
+
+
 def cpu_time(pid: int) -> CpuTime:
-    """What all threads of a process have used so far: nanoseconds, where `stat` has clock ticks."""
-    used = waited = 0
+    """What the threads of a process have used so far: nanoseconds, where `stat` has clock ticks."""
+    threads = {}
     for thread in os.listdir(f"/proc/{pid}/task"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
             with open(f"/proc/{pid}/task/{thread}/schedstat") as file:
-                on_core, ready, _ = file.read().split()
-            used, waited = used + int(on_core), waited + int(ready)
-    return CpuTime(used, waited)
+                used, waited, _ = map(int, file.read().split())
+            threads[int(thread)] = ThreadTime(used, waited)
+    return CpuTime(threads)
 
 
 def resident_kb(pid: int) -> int:

@@ -261,7 +261,7 @@ class Watch:
         """Seconds passed, server CPU µs used, the shares of the time that both waited for their cores."""
         passed = clock() - self._began
         (server, mine), (server_before, mine_before) = self._now(), self._before
-        waited = [(server.waited - server_before.waited) / passed, (mine.waited - mine_before.waited) / passed]
+        waited = [server.disturbed_since(server_before) / passed, mine.disturbed_since(mine_before) / passed]
         return {
             "seconds": passed / 1e9,
             "cpu_us": (server.used - server_before.used) / 1e3 if self._pid else None,
@@ -272,7 +272,7 @@ class Watch:
         }
 
     def _now(self) -> tuple[CpuTime, CpuTime]:
-        return cpu_time(self._pid) if self._pid else CpuTime(0, 0), cpu_time(os.getpid())
+        return cpu_time(self._pid) if self._pid else CpuTime(), cpu_time(os.getpid())
 
 
 def per(amount: float | None, number: float) -> float | None:

@@ -89,15 +89,15 @@ def one(bench: Bench, label: str, case: str) -> Row:
         memory = resident_kb(target.pid) / 1024 if target.pid else None
     if late > LATE_MS_MAX:
         notice(f"publications were sent up to {late:.1f} ms late (p99)")
-    looks = collector.looks or None  # none of a server whose process isn't known
+    looks = [*collector.looks, memory] if memory else None  # none of a server whose process isn't known
     if looks and max(looks) - looks[0] > OUTBOXES_BYTES_MAX / 2**20 + SLACK_MB:
         raise BenchError(f"{max(looks):.0f} MB, though outboxes_bytes_max bounds what waits for the stalled")
     return row | {
         "p50_ms": percentile(finished.latencies_ms, 0.5),
         "p99_ms": percentile(finished.latencies_ms, 0.99),
         "cpu_us_per_delivery": per(row["cpu_us"], finished.deliveries),
-        "memory_before_mb": looks and looks[0],
-        "memory_peak_mb": looks and max(looks),
+        "memory_before_mb": looks[0] if looks else None,
+        "memory_peak_mb": max(looks) if looks else None,
         "memory_after_mb": memory,
         "evicted": sum(ended.values()),
         **{f"ended_{reason}": number for reason, number in ended.items()},

@@ -21,7 +21,7 @@ class Row(NamedTuple):
 
 
 def _cpu(measurement: str) -> Row:
-    return Row(measurement, "cpu_us_per_delivery", "{:.2f}", "server CPU µs a delivery")
+    return Row(measurement, "cpu_us_per_delivery", "{:.2f}", "server CPU µs per delivery")
 
 
 CPU_ROWS = ("r100", "r1000", "c1_100", "c1_1000", "s100", "s1000", "chat32", "bun32")
@@ -31,7 +31,7 @@ ROWS = {
     **{name: _cpu(name) for name in CPU_ROWS},
     "p50": Row("r1000", "latency_p50_ms", "{:.2f}", "ms"),
     "p99": Row("r1000", "latency_p99_ms", "{:.2f}", "ms"),
-    "idle": Row("open", "memory_kb_per_connection", "{:.1f}", "KB a connection"),
+    "idle": Row("open", "memory_kb_per_connection", "{:.1f}", "KB per connection"),
     "handshake": Row("open", "cpu_us_per_handshake", "{:.0f}", "server CPU µs each"),
 }
 
@@ -73,7 +73,7 @@ class Outcome:
 
 
 class Goal(NamedTuple):
-    """Of performance.md. A limit is the most hubbub's figure may be (times the other's, if there is one)."""
+    """A goal of bench/README.md. A limit is the most hubbub's figure may be (times the other's, if there is one)."""
 
     rows: Sequence[str]
     owed: float

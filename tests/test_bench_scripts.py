@@ -261,6 +261,39 @@ def run_in_bench(code: str) -> str:
     return (done.stderr.strip().splitlines() or [""])[-1]
 
 
+def test_threads_that_wait_for_each_other_are_not_disturbed() -> None:
+    """Two on one core, always busy: whatever neither of them got of the time, others had, and no more than that."""
+    said = run_in_bench("""
+import hashlib, os, threading
+from loadgen import ThreadTime, CpuTime, clock, cpu_time
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+until = clock() + 10**9
+def work():
+    while clock() < until - 5 * 10**8:
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10_000)  # lets go of the GIL
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads:
+    thread.start()
+began, before = clock(), cpu_time(os.getpid())
+while clock() < until - 7 * 10**8:
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10_000)
+after, passed = cpu_time(os.getpid()), clock() - began
+for thread in threads:
+    thread.join()
+waited = sum(thread.waited - before.threads[number].waited for number, thread in after.threads.items())
+others = passed - (after.used - before.used)
+found = after.disturbed_since(before)
+if not (waited > 1.5 * passed and abs(found - others) < 0.1 * passed):
+    raise SystemExit(f"in {passed}: threads waited {waited}, others had {others}, found {found}")
+main, helper = ThreadTime(100, 50), ThreadTime(30, 100)
+if (found := CpuTime({1: main, 2: helper}).disturbed_since(CpuTime({1: ThreadTime(0, 0)}))) != 20:
+    raise SystemExit(f"all but 30 of the main thread's 50 are others', not {found}")
+if CpuTime().disturbed_since(CpuTime()):
+    raise SystemExit("of an unknown process nothing is known")
+""")
+    assert said == ""
+
+
 @pytest.mark.parametrize(
     ("end", "how"), [("time.sleep(0.1); sys.exit(3)", "by itself with 3"), ("time.sleep(60)", "with -15")]
 )

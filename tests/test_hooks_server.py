@@ -187,6 +187,20 @@ async def test_publish() -> None:
         assert closed.code == 1008
 
 
+async def test_a_plain_client_is_disconnected_for_what_it_publishes() -> None:
+    """With the back end's own code and reason, as it has been let in."""
+    async with (
+        open_backend() as backend,
+        open_server(**hooks(backend, "publish")) as server,
+        open_peer(server.port, "/chat/room") as plain,
+    ):
+        backend.give({"disconnect": {"code": 4501, "reason": "banned"}})
+        await plain.send("damn")
+        texts, closed = await plain.receive_until_closed()
+        assert texts == []
+        assert (closed.code, closed.reason) == (4501, "banned")
+
+
 # -- notices
 
 

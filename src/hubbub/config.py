@@ -90,7 +90,8 @@ class Settings(Namespace, kw_only=True):
         Meta(description="Whether connections begin with a PROXY protocol v2 header, from trusted_proxies only."),
     ] = False
     metrics_address: Annotated[
-        Address, Meta(description="HOST:PORT at which /metrics is answered instead, with /health; empty: the one port.")
+        Address,
+        Meta(description="HOST:PORT at which /metrics is answered instead, in plain HTTP; empty: the public port."),
     ] = ""
     log_format: Annotated[
         LogFormat, Meta(description="Form of the log on stderr; auto: text on a terminal, else json.")
@@ -148,7 +149,10 @@ class Settings(Namespace, kw_only=True):
         ),
     ] = []
     api_address: Annotated[
-        Address, Meta(description="HOST:PORT at which the server API is answered instead; empty: the one port.")
+        Address,
+        Meta(
+            description="HOST:PORT at which the server API is answered instead, in plain HTTP; empty: the public port."
+        ),
     ] = ""
     api_body_bytes_max: Annotated[
         Bytes, Meta(description="A request's body, with a valid key: a batch of sixteen of the largest messages.")
@@ -230,14 +234,14 @@ class Settings(Namespace, kw_only=True):
         Count, Meta(description="Arrays and objects in each other in what is published; readers recurse, too.")
     ] = 128
     control_frames_per_second_max: Annotated[
-        Count, Meta(description="Pings and pongs; a browser sends one pong a ping, so this is no limit for it.")
+        Count, Meta(description="Pings and pongs; a browser sends one pong per ping, so this is no limit for it.")
     ] = 10
 
     publications_per_second_max: Annotated[
         Count,
         Meta(
-            description="Of one client, on average. In a room of rate_occupancy that is 20,000 deliveries a "
-            "second: a fifth of a core. Beyond it, reading from that client pauses.",
+            description="Of one client, on average. In a room of rate_occupancy that is 20,000 deliveries per "
+            "second: a tenth of a core, a fifth on a slow machine. Beyond it, reading from that client pauses.",
             extra=_RATES,
         ),
     ] = 200
@@ -290,8 +294,8 @@ class Settings(Namespace, kw_only=True):
         Meta(
             ge=0,
             le=64,
-            description="Looks at what else has come before the hub hands out, each only if the last one found "
-            "something: enough for 30 who all speak at once.",
+            description="Looks at what else has come before the hub hands out, each at up to 128 connections, and only "
+            "if the last one found something.",
         ),
     ] = 16
 
@@ -343,10 +347,10 @@ class Settings(Namespace, kw_only=True):
         Seconds, Meta(description="Wait for a client's half of the closing handshake.", extra=_ENDING)
     ] = 5.0
     linger_seconds_max: Annotated[
-        Seconds, Meta(description="Reading on after a refusal, lest a TCP reset destroy the answer.")
+        Seconds, Meta(description="Reading on after a refusal or a Close, lest a TCP reset destroy it.")
     ] = 1.0
     linger_bytes_max: Annotated[
-        Bytes, Meta(description="Bytes read on after a refusal: sixteen of the largest bodies.")
+        Bytes, Meta(description="Bytes read on after a refusal or a Close: sixteen of the largest bodies.")
     ] = 1_048_576
     drain_seconds_max: Annotated[
         Seconds, Meta(description="From SIGTERM to the end; below the 30 s grace period of Kubernetes.")

@@ -86,7 +86,9 @@ class Namespace(msgspec.Struct, kw_only=True):
         ),
     ] = "anonymous"
     allow_publish: Annotated[Who, Meta(description="Who may publish; subscribers: those in the room.")] = "subscribers"
-    allow_history: Annotated[Who, Meta(description="Who may read the room's history.")] = "subscribers"
+    allow_history: Annotated[
+        Who, Meta(description="Who may read the room's history; whoever may join may recover it in any case.")
+    ] = "subscribers"
     allow_presence: Annotated[Who, Meta(description="Who may ask who is in the room, and be told.")] = "subscribers"
     join_leave: Annotated[
         Switch,
