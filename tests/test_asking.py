@@ -46,6 +46,7 @@ from structured import PATH, Client, Message, open_structured
 from test_engine_memory import make_engine
 from test_hooks import CONNECT, asking, open_hooks
 from test_hooks_server import hooks, refusal, status_of
+from test_rates import look_in
 
 SLOW = 0.3
 """How long the back end takes for each of `MANY` questions: long enough for all of them to be noticed."""
@@ -422,13 +423,19 @@ async def test_turns_of_an_address_that_gives_up() -> None:
             assert verdicts[-1] == Allowed()
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["new connections", "kept connections"])
 @pytest.mark.parametrize("dialect", ["plain", "structured"])
-async def test_one_address_does_not_take_all_turns(dialect: str) -> None:
-    """As many as it opens connections; here the addresses are those that a proxy names."""
+async def test_one_address_does_not_take_all_turns(dialect: str, kept: bool) -> None:
+    """As many as it opens connections; here the addresses are those that a proxy names, with the request that counts.
+
+    Kept: the connections between the proxy and us have served others before.
+    """
     bad, good = (("X-Forwarded-For", "192.0.2.1"),), (("X-Forwarded-For", "192.0.2.2"),)
 
-    async def attack(server: Server) -> None:
+    async def attack(server: Server, number: int) -> None:
         stream = await connect(server.port)
+        if kept:
+            await look_in(stream, f"192.0.2.{10 + number}")
         with contextlib.suppress(HandshakeRefused, Closed):
             if dialect == "plain":
                 await shake_hands(stream, handshake("/chat/room", headers=bad))
@@ -441,8 +448,8 @@ async def test_one_address_does_not_take_all_turns(dialect: str) -> None:
         gate = Gate(backend)
         settings = hooks(backend, "connect", hook_requests_max=4, trusted_proxies=["127.0.0.1"])
         async with open_server(**settings) as server, trio.open_nursery() as nursery:
-            for _ in range(8):
-                nursery.start_soon(attack, server)
+            for number in range(8):
+                nursery.start_soon(attack, server, number)
             await backend.until(1)
             await trio.sleep(0.2)
             headers = (("Sec-WebSocket-Protocol", "centrifuge-json"), *good)
