@@ -49,8 +49,8 @@ def small_settings(**overrides: object) -> Settings:
         "recovery_publications_max": 3,
         "rooms_per_connection_max": 3,
         "idempotency_seconds_max": KEY_SECONDS,
-        "idempotency_keys_max": 3,
-        "idempotency_keys_total_max": 5,
+        "idempotency_keys_max": 6,  # two of one user, strangers stop at three, users at five
+        "idempotency_keys_total_max": 36,  # three of one user
         "namespaces": namespaces,
     }
     return Settings(**{**ages, **limits, **overrides})  # type: ignore[arg-type]

@@ -47,7 +47,7 @@ class World(Driver):
         self.clients: list[Client | PlainClient] = []  # those that read
         self.members: dict[str, dict[Client | PlainClient, bool]] = {}  # by room: whether it watches joins
         self.lives: dict[str, list[Life]] = {}  # by room; the last one is the present one
-        self.keys: dict[tuple[str, str, str], tuple[Json, float]] = {}
+        self.keys: dict[tuple[str, str, str], tuple[Json, float, str]] = {}
         self.in_pass = False
         self.number = 0  # of the command
 
@@ -211,7 +211,7 @@ class World(Driver):
         return {}
 
     def expect_publish(self, client: Client, body: Json) -> object:
-        """P6: a key is good for one publication, of one user in one room, for its time."""
+        """P6: a key is good for one publication, of one user in one room, for its time; and nobody takes all keys."""
         room, key = body["channel"], (body["channel"], client.member.user, body.get("idempotency_key", ""))
         if self.limits.namespace(room) is None:
             return 102
@@ -219,15 +219,21 @@ class World(Driver):
             self.keys = {name: result for name, result in self.keys.items() if result[1] >= self.now - KEY_SECONDS}
             if key in self.keys:
                 return self.keys[key][0]
-            of_the_room = sum(name[0] == room for name in self.keys)
-            limits = self.limits
-            if of_the_room >= limits.idempotency_keys_max or len(self.keys) >= limits.idempotency_keys_total_max:
-                return 111
+            member, limits = client.member, self.limits
+            holder, full = member.user or member.client, 3 / 4 if member.user else 1 / 2
+            holders = [result[2] for result in self.keys.values()]
+            in_room = [result[2] for name, result in self.keys.items() if name[0] == room]
+            for most, found, share in (
+                (limits.idempotency_keys_max, in_room, 1 / 4),
+                (limits.idempotency_keys_total_max, holders, 1 / 16),
+            ):
+                if len(found) >= most * full or found.count(holder) >= most * share:
+                    return 111
         data = body["data"]
         text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
         position = self.say(client, room, data, (TEXT, text.encode()))
         if key[2]:
-            self.keys[key] = (position, self.now)
+            self.keys[key] = (position, self.now, client.member.user or client.member.client)
         if client in self.members.get(room, {}):
             client.own.append((client.story[room][-1], {"id": self.number, "publish": position}))
         return position

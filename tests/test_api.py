@@ -1,6 +1,7 @@
 """The server API: what each method does, as structured and plain clients see it, and what it refuses."""
 
 import base64
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -128,6 +129,33 @@ async def test_idempotency_keys_run_out() -> None:
         assert error.temporary
         await api.call("publish", channel=ROOM, data=1, idempotency_key="a")
         await refused(api.call("publish", channel=ROOM, data=1, idempotency_key="k" * 65), 107, "64 characters")
+
+
+async def test_one_client_does_not_use_up_idempotency_keys() -> None:
+    """Others go on, and the server when no client can; and a stranger that comes back is known by its key."""
+
+    async def take(client: Client) -> int:
+        """Publish with new keys until they are refused; return how many weren't."""
+        for number in itertools.count():
+            message = {"channel": ROOM, "data": number, "idempotency_key": f"{client.client} {number}"}
+            reply = await client.reply(await client.say("publish", **message))
+            if "error" in reply:
+                assert (reply["error"]["code"], reply["error"]["temporary"]) == (111, True)
+                break
+        return number
+
+    async with open_api(idempotency_keys_max=40) as api, open_structured(api.port) as other:
+        async with open_structured(api.port) as client:
+            assert await take(client) == 10
+            first = await client.ask("publish", channel=ROOM, data=0, idempotency_key=f"{client.client} 0")
+        again = await other.ask("publish", channel=ROOM, data=0, idempotency_key=f"{client.client} 0")
+        assert again == first
+        assert await take(other) == 10
+        async with open_structured(api.port) as third:
+            assert await take(third) == 0
+        for number in range(20):
+            await api.call("publish", channel=ROOM, data=number, idempotency_key=str(number))
+        await refused(api.call("publish", channel=ROOM, data=1, idempotency_key="one more"), 111)
 
 
 async def test_skip_history() -> None:

@@ -456,7 +456,7 @@ async def test_call_while_draining() -> None:
         house = House(draining=True, serving=1, websockets=0)
         request = Request("POST", "/api/publish", "1.1", [("host", "localhost"), ("x-api-key", ALL)])
         for door in (Door.PUBLIC, Door.API):
-            visit = Visit("127.0.0.1", "127.0.0.1", tls=False, door=door)
+            visit = Visit("127.0.0.1", "127.0.0.1", "127.0.0.1", tls=False, door=door)
             with pytest.raises(HttpError, match="shutting down") as refused:
                 api.node.front_door._routes.decide(request, b"", visit, house)
             assert refused.value.response.status == 503

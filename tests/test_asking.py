@@ -22,12 +22,13 @@ from hubbub.config import Settings
 from hubbub.config_types import Namespace
 from hubbub.core.frames import CLOSE, CONTINUATION, TEXT
 from hubbub.core.history import PUBLICATION_OVERHEAD_BYTES
+from hubbub.dialects.centrifugo.conversation import CentrifugoConversation
 from hubbub.hooks import back_end as back_end_module
 from hubbub.hooks.answers import read_answer
 from hubbub.hooks.back_end import HookError
-from hubbub.model.command import Answer, Publish, Unsubscribe
+from hubbub.model.command import Answer, Publish, Subscribe, Unsubscribe
 from hubbub.model.publication import Kind, Member
-from hubbub.model.question import Allowed, Denied, Unanswered, Verdict
+from hubbub.model.question import Allowed, Ask, Denied, Unanswered, Verdict
 from peers import (
     SECONDS_MAX,
     Closed,
@@ -45,6 +46,7 @@ from structured import PATH, Client, Message, open_structured
 from test_engine_memory import make_engine
 from test_hooks import CONNECT, asking, open_hooks
 from test_hooks_server import hooks, refusal, status_of
+from test_rates import look_in
 
 SLOW = 0.3
 """How long the back end takes for each of `MANY` questions: long enough for all of them to be noticed."""
@@ -421,13 +423,19 @@ async def test_turns_of_an_address_that_gives_up() -> None:
             assert verdicts[-1] == Allowed()
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["new connections", "kept connections"])
 @pytest.mark.parametrize("dialect", ["plain", "structured"])
-async def test_one_address_does_not_take_all_turns(dialect: str) -> None:
-    """As many as it opens connections; here the addresses are those that a proxy names."""
+async def test_one_address_does_not_take_all_turns(dialect: str, kept: bool) -> None:
+    """As many as it opens connections; here the addresses are those that a proxy names, with the request that counts.
+
+    Kept: the connections between the proxy and us have served others before.
+    """
     bad, good = (("X-Forwarded-For", "192.0.2.1"),), (("X-Forwarded-For", "192.0.2.2"),)
 
-    async def attack(server: Server) -> None:
+    async def attack(server: Server, number: int) -> None:
         stream = await connect(server.port)
+        if kept:
+            await look_in(stream, f"192.0.2.{10 + number}")
         with contextlib.suppress(HandshakeRefused, Closed):
             if dialect == "plain":
                 await shake_hands(stream, handshake("/chat/room", headers=bad))
@@ -440,8 +448,8 @@ async def test_one_address_does_not_take_all_turns(dialect: str) -> None:
         gate = Gate(backend)
         settings = hooks(backend, "connect", hook_requests_max=4, trusted_proxies=["127.0.0.1"])
         async with open_server(**settings) as server, trio.open_nursery() as nursery:
-            for _ in range(8):
-                nursery.start_soon(attack, server)
+            for number in range(8):
+                nursery.start_soon(attack, server, number)
             await backend.until(1)
             await trio.sleep(0.2)
             headers = (("Sec-WebSocket-Protocol", "centrifuge-json"), *good)
@@ -599,6 +607,54 @@ async def test_a_refresh_of_a_room_does_not_undo_it_either() -> None:
             token = sign(sub="ann", channel="room", exp=int(time.time()) + 86400)
             assert (await client.ask("subscribe", channel="room", token=token))["ttl"] <= 2
             assert (await client.ask("sub_refresh", channel="room", token=token))["ttl"] <= 2
+
+
+async def test_what_the_back_end_said_of_a_subscription_goes_with_it() -> None:
+    """Whoever ends it, and where it never began: a client that visits one room after the other leaves nothing."""
+    async with open_backend() as backend:
+        settings = hooks(backend, "subscribe", **TOKENS, rooms_per_connection_max=2)
+        async with open_server(**settings) as server, open_structured(server.port) as client:
+            (connection,) = server.node.connections
+            backend.give({"result": {"expire_at": int(time.time()) + 100}})
+            assert isinstance(connection.conversation, CentrifugoConversation)
+            tenure = connection.conversation.tenure
+            await client.ask("subscribe", channel="stays")
+            for number in range(5):
+                await client.ask("subscribe", channel=f"left {number}")
+                assert (await refusal(client, "subscribe", channel="one too many"))[0] == 106
+                await client.ask("unsubscribe", channel=f"left {number}")
+            await client.ask("subscribe", channel="taken")
+            assert (await refusal(client, "subscribe", channel="stays"))[0] == 105
+            assert tenure._bounds.keys() == {"stays", "taken"}
+            answers: list[Answer] = []
+            await server.node.inbox.put(Unsubscribe(connection, "taken", answers.append, by_server=True))
+            assert (await client.push())["unsubscribe"]["code"] == 2000
+            assert tenure._bounds.keys() == {"stays"}
+
+
+def test_what_the_back_end_said_of_a_subscription_is_not_taken_away_by_the_last_one() -> None:
+    """It was said while the end of the one before was still on its way to the hub; and a refused one says nothing."""
+    driver = Driver(small_settings())
+    ann = driver.connect("ann")
+    driver.carry_out_all(ann)
+    talk = ann.conversation
+    talk.asks = lambda what, room: what == "subscribe"
+
+    def subscribe(ends_at: float) -> Subscribe:
+        (step,) = talk.receive(json.dumps({"id": 9, "subscribe": {"channel": "north"}}).encode(), False)
+        assert isinstance(step, Ask)
+        command = step.then(Allowed(ends_at=ends_at))
+        assert isinstance(command, Subscribe)
+        return command
+
+    driver.carry_out(subscribe(100.0))
+    ann.ask("unsubscribe", channel="north")
+    ((leave, _),) = ann.send()
+    again = subscribe(50.0)
+    driver.carry_out(leave)
+    driver.carry_out(again)
+    driver.carry_out(subscribe(75.0))  # already subscribed
+    assert (talk.tenure.rooms, talk.tenure.bounded("north", 1000.0)) == ({"north": 50.0}, 50.0)
 
 
 async def test_a_refresh_where_the_back_end_said_nothing() -> None:

@@ -7,6 +7,7 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from dialect_driver import Client, PlainClient
+from hubbub.core import idempotency
 from hubbub.core.history import History
 from hubbub.core.idempotency import Results
 from hubbub.core.recovery import recover
@@ -105,8 +106,8 @@ def a_disconnect_is_no_leave(patch: pytest.MonkeyPatch) -> None:
 
 def keys_are_everyones(patch: pytest.MonkeyPatch) -> None:
     find, remember = Results.find, Results.remember
-    patch.setattr(Results, "find", lambda results, room, scope, key, now: find(results, room, "", key, now))
-    patch.setattr(Results, "remember", lambda results, room, scope, key, *what: remember(results, room, "", key, *what))
+    patch.setattr(Results, "find", lambda results, room, who, *what: find(results, room, None, *what))
+    patch.setattr(Results, "remember", lambda results, room, who, *what: remember(results, room, None, *what))
 
 
 def keys_are_every_rooms(patch: pytest.MonkeyPatch) -> None:
@@ -121,6 +122,11 @@ def keys_are_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 def keys_never_run_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Results, "has_room", lambda *what: True)
+
+
+def keys_are_one_users(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(idempotency, "OF_A_ROOM", 1)
+    patch.setattr(idempotency, "OF_ALL", 1)
 
 
 def replies_change_places(patch: pytest.MonkeyPatch) -> None:
@@ -162,6 +168,7 @@ MUTANTS = [
     keys_are_every_rooms,
     keys_are_forgotten,
     keys_never_run_out,
+    keys_are_one_users,
     replies_change_places,
     the_late_come_back,
 ]

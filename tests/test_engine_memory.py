@@ -256,6 +256,24 @@ def test_expiry_looks_only_at_what_is_due() -> None:
     assert asked == [f"room {number}" for number in range(5)]
 
 
+@pytest.mark.parametrize("length", [1, 100, 1_000])
+def test_little_expires_in_one_step(length: int) -> None:
+    """Few publications and few histories at once, however long these are; and in the end all."""
+    limits = Settings(history_seconds_max=10.0, history_meta_seconds_max=10.0, history_size=length)
+    engine = MemoryEngine(limits, lambda: "epoch", lambda _: False)
+    rooms = 30_000 // length
+    for number in range(rooms):
+        engine.append_all(f"room {number}", [b"x"] * length, TEXT, 0.0, [None] * length)
+    goes_on, before = True, engine.statistics()
+    while goes_on:
+        goes_on = engine.expire(11.0)
+        after = engine.statistics()
+        assert before.publications - after.publications <= 8 * 1_000 + length
+        assert before.histories - after.histories <= 1_000
+        before = after
+    assert before.publications == before.histories == 0
+
+
 def test_who_publishes_goes_to_the_back() -> None:
     """Whoever was there first, what counts is the last publication: for expiry and for both limits."""
     each = 1 + PUBLICATION_OVERHEAD_BYTES

@@ -81,6 +81,51 @@ async def test_a_cancelled_put_gives_everything_back(by: str) -> None:
     assert inbox.statistics().bytes == 0
 
 
+async def test_who_waits_for_one_that_gives_up_goes_on() -> None:
+    """Though nothing is in the inbox, and so nothing will be done that would let it."""
+    inbox = Inbox(1, 10 * COMMAND_OVERHEAD_BYTES)
+    inbox.wake()  # takes the only place
+    async with trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+
+        async def give_up() -> None:
+            with scope:
+                await inbox.put(publish(1, 9 * COMMAND_OVERHEAD_BYTES))
+
+        nursery.start_soon(give_up)
+        await trio.testing.wait_all_tasks_blocked()
+        for number in (2, 3, 4):
+            nursery.start_soon(inbox.put, publish(number))
+            await trio.testing.wait_all_tasks_blocked()
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        inbox.done([inbox.take_nowait()])
+        assert await take_all(inbox) == ["2", "3", "4"]
+        nursery.cancel_scope.cancel()
+    assert inbox.statistics().bytes == 0
+
+
+async def test_many_go_on_where_one_large_command_was() -> None:
+    """And the inbox is what it was before that: it isn't emptied one command at a time ever after."""
+    inbox = Inbox(100, 20 * COMMAND_OVERHEAD_BYTES)
+    async with trio.open_nursery() as nursery:
+        for number in range(2):
+            nursery.start_soon(inbox.put, publish(number, 15 * COMMAND_OVERHEAD_BYTES))
+            await trio.testing.wait_all_tasks_blocked()
+        for number in range(2, 30):
+            nursery.start_soon(inbox.put, publish(number))
+            await trio.testing.wait_all_tasks_blocked()
+        held = list[int]()
+        for _ in range(10):
+            held.append(inbox.statistics().commands)
+            inbox.done([inbox.take_nowait() for _ in range(held[-1])])
+            for number in range(2):  # there are always some who come
+                nursery.start_soon(inbox.put, publish(number))
+            await trio.testing.wait_all_tasks_blocked()
+        assert held == [1, 5, 20, 10, 2, 2, 2, 2, 2, 2]
+        assert inbox.put_nowait(publish(100)), "nobody waits any more"
+
+
 async def test_a_leave_wakes_the_hub_and_fits_a_full_inbox() -> None:
     """Never waits, never fails; the wake-up is lost only where the hub is awake anyway."""
     inbox = Inbox(1, 10**6)

@@ -15,6 +15,7 @@ import pytest
 import trio
 import trustme
 from hypothesis import given
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from hubbub.connection.outbox import OutboxTotal
@@ -525,6 +526,15 @@ def named(client: str) -> bytes:
     return handshake(headers=(("X-Forwarded-For", client),))
 
 
+async def look_in(stream: trio.SocketStream, client: str) -> None:
+    """Ask for something, as a reverse proxy does for that client; the connection may go on."""
+    await stream.send_all(f"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: {client}\r\n\r\n".encode())
+    answer = b""
+    while not answer.endswith(b"ok\n"):
+        answer += await stream.receive_some()
+        assert answer.startswith(b"HTTP/1.1 200 ")
+
+
 async def test_connections_per_address() -> None:
     """Each client that the proxy names has its own limit; a connection that is closed is free again."""
     limits: dict[str, object] = {"trusted_proxies": ["127.0.0.1"], "connections_per_address_max": 2}
@@ -553,6 +563,37 @@ async def test_connections_per_address() -> None:
         await stack.aclose()
         await until_quiet(server.node)
         assert server.node.front_door.addresses == 0
+
+
+async def test_each_request_of_a_proxys_connection_is_its_own_clients() -> None:
+    """Proxies keep connections, and send requests of many over each: whose was the first doesn't matter."""
+    limits: dict[str, object] = {"trusted_proxies": ["127.0.0.1"], "connections_per_address_max": 2}
+    async with open_server(tls=None, **limits) as server, contextlib.AsyncExitStack() as stack:
+        door, streams = server.node.front_door, list[trio.SocketStream]()
+        for number in range(6):
+            stream = await connect(server.port)
+            stack.push_async_callback(trio.aclose_forcefully, stream)
+            streams.append(stream)
+            await look_in(stream, f"198.51.100.{number // 2}")
+        assert door.addresses == 0, "between requests they are nobody's"
+        with capture_logs() as logged:
+            await streams.pop().send_all(b"nonsense\r\n\r\n")
+            while not logged:
+                await trio.sleep(0.01)
+        assert logged[0]["peer"] == "127.0.0.1", "who said that isn't known"
+        peers = [await shake_hands(stream, named("203.0.113.9")) for stream in streams[:2]]
+        for peer in peers:
+            await talks(peer)
+        with pytest.raises(HandshakeRefused) as refused:
+            await shake_hands(streams[2], named("203.0.113.9"))
+        assert refused.value.status == 429
+        await talks(await shake_hands(streams[3], named("198.51.100.1")))
+        await talks(await shake_hands(streams[4], handshake()))
+        of_clients = sorted(connection.peer for connection in server.node.connections)
+        assert of_clients == ["127.0.0.1", "198.51.100.1", "203.0.113.9", "203.0.113.9"]
+        await stack.aclose()
+        await until_quiet(server.node)
+        assert door.addresses == 0
 
 
 # -- the PROXY protocol

@@ -29,7 +29,7 @@ from hubbub.hub.state import Hub
 from hubbub.hub.steps import Steps
 from hubbub.model.command import Answer, Command, Done, Published, PublishRuns, Queued, Subscribe, Unsubscribe
 from hubbub.model.end import End
-from hubbub.model.publication import Position, Publication
+from hubbub.model.publication import Member, Position, Publication
 from hubbub.model.subscriber import Subscriber
 from simulation.world import WorldError, run_seeded, run_world
 
@@ -304,8 +304,8 @@ def acknowledge_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """A repeated publish is told a place that isn't its own."""
     find = Results.find
 
-    def mutant(self: Results, room: str, scope: str, key: str, now: float) -> Published | None:
-        first = find(self, room, scope, key, now)
+    def mutant(self: Results, room: str, who: Member | None, key: str, now: float) -> Published | None:
+        first = find(self, room, who, key, now)
         if first is None or first.position is None:
             return first
         return Published(Position(first.position.epoch, first.position.offset + 1))

@@ -326,10 +326,14 @@ class Settings(Namespace, kw_only=True):
         Seconds, Meta(description="How long a key is remembered, at least: five minutes of retries.", extra=_RETRIES)
     ] = 300.0
     idempotency_keys_max: Annotated[
-        Count, Meta(description="Keys remembered in one room; beyond it, publishes with a key are refused for now.")
+        Count,
+        Meta(
+            description="Keys remembered in one room; beyond it, publishes with a key are refused for now. One user "
+            "may have a quarter; strangers stop where half are taken, users at three quarters."
+        ),
     ] = 10_000
     idempotency_keys_total_max: Annotated[
-        Count, Meta(description="Keys remembered in all rooms together: some 50 MB.")
+        Count, Meta(description="Keys remembered in all rooms together: some 50 MB. One user may have a sixteenth.")
     ] = 100_000
 
     ping_seconds: Annotated[

@@ -29,7 +29,10 @@ LOOKS_MAX = 64
 many more are emptied than may be needed to make space for a publication, so that lowered limits are soon met."""
 
 EXPIRED_AT_ONCE = 1_000
-"""How many histories are given back in one step: some 2 ms."""
+"""How many histories are given back in one step, if they are short: 1 to 2 ms."""
+
+PUBLICATIONS_A_LOOK = 8
+"""So many publications that are let go count as one history more: they take about as long."""
 
 
 class Order:
@@ -163,21 +166,21 @@ class MemoryEngine:
     def expire(self, now: float) -> bool:
         """Give back what is too old, and rooms that nobody has published to, or been in, for long enough.
 
-        At most `EXPIRED_AT_ONCE`, as this is one step; True if there may be more.
+        At most `EXPIRED_AT_ONCE`, fewer if they are long, as this is one step; True if there may be more.
         """
         settings, looks = self._settings, EXPIRED_AT_ONCE
         for order in list(self._orders.values()):
             bounds = settings.namespace(order.prefix) or settings
             age = bounds.history_seconds_max
-            while looks and order.quiet and order.longest_quiet().newest.time < now - age:
+            while looks > 0 and order.quiet and order.longest_quiet().newest.time < now - age:
+                looks -= 1 + len(order.longest_quiet()) // PUBLICATIONS_A_LOOK
                 self._empty(order.longest_quiet(), order)
-                looks -= 1
             age = max(age, bounds.history_meta_seconds_max)
-            while looks and order.idle and order.longest_idle().touched < now - age:
+            while looks > 0 and order.idle and order.longest_idle().touched < now - age:
                 self._forget_unless_in_use(order.longest_idle(), order, now)
                 looks -= 1
         self._shrink(LOOKS_MAX)
-        return not looks
+        return looks <= 0
 
     def statistics(self) -> EngineStatistics:
         """Return what is held."""

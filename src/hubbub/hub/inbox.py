@@ -5,7 +5,9 @@ Rules:
    reader waits, so TCP slows that publisher down: backpressure. The bytes count until the hub is done with them.
 2. A leave can't fail, wait or be lost: it goes onto a plain list, once a subscriber, and wakes the hub.
 3. Commands of one connection stay in their order: they are put one after the other. Nobody overtakes for ever: who
-   comes while others wait for bytes waits, too, and whatever is done lets as many go on as had put it.
+   comes while others wait for bytes waits, too. Whatever is done lets as many go on as had put it, and who goes on
+   lets another, as long as there is room: or one large command, in whose place there is room for many, would leave
+   them waiting one for the other.
 4. Short messages that are said one after the other in one room, in one kind, by whomever, are one command while they
    wait, if nobody had to wait to put them: the hub takes one step for all. With another command between them they
    aren't, so order is kept.
@@ -116,7 +118,14 @@ class Inbox:
                 await self._put.send(command)
             except BaseException:
                 self.bytes -= size
+                self._let_go_on()  # or nobody would, if these bytes were all that others waited for
                 raise
+        self._let_go_on()
+
+    def _let_go_on(self) -> None:
+        """Let the next one go on that waits for bytes, if there is room."""
+        if self._space and self.bytes < self._bytes_max:
+            self._space.unpark()
 
     async def _park(self) -> None:
         self._crowded = True

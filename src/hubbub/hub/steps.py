@@ -76,13 +76,11 @@ class Steps:
             is_in = opened is not None and asker in opened
             if not (is_in and who == "subscribers") and not self._may(who, asker, room):
                 return Refused(Refusal.DENIED)
-        scope = ""
         if key:
-            scope = f"user {command.publisher.user}" if command.publisher is not None else "server"
-            first = self.results.find(room, scope, key, now)
+            first = self.results.find(room, command.publisher, key, now)
             if first is not None:
                 return first
-            if not self.results.has_room(room, now):
+            if not self.results.has_room(room, command.publisher, now):
                 return Refused(Refusal.TOO_MANY_KEYS)
         publisher = command.publisher
         if opened is not None and opened.infos and asker is not None:
@@ -98,7 +96,7 @@ class Steps:
             return DONE
         published = Published(publication.position if publication.stored else None)
         if key:
-            self.results.remember(room, scope, key, published, now)
+            self.results.remember(room, command.publisher, key, published, now)
         return published
 
     def publish_runs(self, command: PublishRuns, now: float) -> list[tuple[PublishRun, Refusal]]:

@@ -1,7 +1,8 @@
 """How many connections each client address has: no one address may take all of them.
 
 Rules:
-1. What counts is the client's address: the peer's, or, behind a trusted proxy, the one that the proxy names.
+1. What counts is the client's address: the peer's, or, behind a trusted proxy, the one that the proxy names
+   with the request at hand; between requests a proxy's connection is nobody's.
 2. Loopback addresses don't count, nor does a trusted proxy that names nobody: limits on these would hit everyone.
 3. Of IPv6 the first 64 bits count: that much one household gets.
 """

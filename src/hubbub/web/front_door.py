@@ -4,10 +4,11 @@ Rules:
 1. Everything has a deadline: TLS and the head `head_seconds_max`, the next request `keepalive_seconds_max`, the
    writing of an answer `write_stall_seconds_max`.
 2. What is wrong is answered with a status and a line that says what, and what is allowed (`routes`).
-3. An address that goes on far beyond its connections is not even heard.
-4. One place catches everything: expected ends by name, the rest is logged with its traceback and counted, and ends
+3. Through a trusted proxy's connection come requests of many: each counts as its own client's, until it is answered.
+4. An address that goes on far beyond its connections is not even heard.
+5. One place catches everything: expected ends by name, the rest is logged with its traceback and counted, and ends
    that connection only.
-5. The transport is closed here, on every path, after its peer had a chance to read the answer.
+6. The transport is closed here, on every path, after its peer had a chance to read the answer.
 """
 
 import contextlib
@@ -85,7 +86,7 @@ class FrontDoor:
             local_address: where the connection arrived, for the Host check.
             door: by which door it came in.
         """
-        visit = Visit(peer, local_address, isinstance(transport, TlsTransport), door)
+        visit = Visit(peer, peer, local_address, isinstance(transport, TlsTransport), door)
         log.debug("opened", peer=peer, tls=visit.tls)
         self._serving[door] += 1
         try:
@@ -100,12 +101,11 @@ class FrontDoor:
         except* (trio.BrokenResourceError, trio.TooSlowError):
             pass  # the peer is gone, or as good as gone
         except* Exception:
-            log.exception("connection ended by an internal error", peer=visit.peer)
+            log.exception("connection ended by an internal error", peer=visit.client)
             self._metrics.count_error()
         finally:
             self._serving[door] -= 1
-            if visit.key is not None:
-                self._addresses.leave(visit.key)
+            self._leave(visit)
             transport.close_forcefully()
 
     def _is_heard(self, visit: Visit) -> bool:
@@ -123,11 +123,24 @@ class FrontDoor:
     def _learn_client(self, request: Request, visit: Visit) -> None:
         """Take the client's address from the header of a trusted proxy."""
         trusted = parse_networks(self._settings.trusted_proxies)
-        if visit.door is Door.PUBLIC and visit.key is None and is_trusted(visit.peer, trusted):
+        if visit.door is Door.PUBLIC and is_trusted(visit.peer, trusted):
+            self._leave(visit)  # a reload may have made it trusted
             named = client_address(visit.peer, request.fields("forwarded"), request.fields("x-forwarded-for"), trusted)
             if named is not None:
-                visit.peer = named
+                visit.client = named
                 visit.key, visit.from_address = self._addresses.enter(named)
+
+    def _forget_client(self, visit: Visit) -> None:
+        """Be a proxy's connection again, and nobody's: its next request may be of another client."""
+        if visit.client != visit.peer:
+            self._leave(visit)
+            visit.client = visit.peer
+
+    def _leave(self, visit: Visit) -> None:
+        """Let it no longer count as anybody's."""
+        if visit.key is not None:
+            self._addresses.leave(visit.key)
+            visit.key, visit.from_address = None, 0
 
     async def _turn_away(self, transport: Transport, visit: Visit, refused: Refused) -> None:
         """Answer an upgrade with why it is none."""
@@ -155,6 +168,7 @@ class FrontDoor:
             if answer.close or not http.can_go_on:
                 await linger(transport, settings)
                 return None
+            self._forget_client(visit)
             with trio.move_on_after(settings.keepalive_seconds_max) as scope, self.letting_go(scope):
                 await http.wait()
             if not http.in_head:
@@ -165,7 +179,7 @@ class FrontDoor:
         """Log it: what met a limit concerns the operator, what was malformed only who looks for it."""
         status = error.response.status
         write = log.info if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE) else log.debug
-        write("refused", peer=visit.peer, status=status, why=str(error))
+        write("refused", peer=visit.client, status=status, why=str(error))
         return error.response
 
     def _http(self, transport: Transport) -> HttpConnection:

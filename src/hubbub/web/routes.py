@@ -44,7 +44,8 @@ class Visit(msgspec.Struct):
     """One transport as the front door sees it.
 
     Attributes:
-        peer: the address at the other end; behind a trusted proxy the client's, once it is known.
+        peer: the address at the other end, or what the PROXY protocol says.
+        client: the same; while a trusted proxy's request is answered, and from its upgrade on, whom that names.
         local_address: where it arrived, for the Host check.
         tls: whether we speak TLS with it.
         door: by which door.
@@ -53,6 +54,7 @@ class Visit(msgspec.Struct):
     """
 
     peer: str
+    client: str
     local_address: str
     tls: bool
     door: Door = Door.PUBLIC
@@ -144,8 +146,8 @@ class Routes:
         self._check_origin(request, host, visit)
         if path == STRUCTURED_PATH:
             converse = self._admission.structured(query)
-            return Upgrade(head, leftover, subprotocol, self._structured, converse, visit.peer)
-        return Upgrade(head, leftover, None, self._plain, self._admission.plain(path, query), visit.peer)
+            return Upgrade(head, leftover, subprotocol, self._structured, converse, visit.client)
+        return Upgrade(head, leftover, None, self._plain, self._admission.plain(path, query), visit.client)
 
     def _check_room_for_one_more(self, visit: Visit, house: House) -> None:
         limits = self._settings

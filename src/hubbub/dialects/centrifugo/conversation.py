@@ -162,7 +162,7 @@ class CentrifugoConversation:
 
     def lose(self, room: str, loss: Loss) -> bytes | End:
         """Return the push that ends a subscription; or the end of the connection, if it couldn't subscribe again."""
-        self.tenure.set_room(room, None)
+        self.tenure.end(room)
         if room in self.by_server:
             self.by_server -= {room}
             if loss is not Loss.REMOVED:
@@ -283,6 +283,6 @@ class CentrifugoConversation:
     ) -> None:
         if isinstance(answer, Subscribed):
             self.by_server |= {room}
-            self.tenure.set_room(room, ends_at)
+            self.tenure.begin(room, ends_at)
             self._replies += replies.encode_subscribe_pushes(room, data, since, answer)
         reply(answer)

@@ -28,6 +28,7 @@ from hubbub.dialects.centrifugo.codes import (
     room_of,
 )
 from hubbub.dialects.centrifugo.dialect import CentrifugoDialect
+from hubbub.dialects.centrifugo.tenure import sooner
 from hubbub.model.command import (
     Answer,
     Command,
@@ -141,7 +142,7 @@ def subscribe(talk: "Talk", number: int, body: requests.Subscribe) -> Command | 
     if talk.asks("subscribe", room) and _might_join(talk, room, by_token=bool(body.token)):
         question = _question(talk, "subscribe", room, requests.compact(body.data))
         return Ask(question, partial(_after, talk, number, partial(_granted, talk, number, room, body, who)))
-    return _join(talk, number, room, body, who, b"")
+    return _join(talk, number, room, body, who, Allowed())
 
 
 def _might_join(talk: "Talk", room: str, *, by_token: bool) -> bool:
@@ -155,14 +156,15 @@ def _might_join(talk: "Talk", room: str, *, by_token: bool) -> bool:
 def _granted(
     talk: "Talk", number: int, room: str, body: requests.Subscribe, who: Credentials, allowed: Allowed
 ) -> Command:
-    talk.tenure.bind(room, allowed.ends_at)
-    who = Credentials(who.user, allowed.info or who.info, talk.tenure.bounded(room, who.ends_at))
-    return _join(talk, number, room, body, who, allowed.data)
+    who = Credentials(who.user, allowed.info or who.info, sooner(who.ends_at, allowed.ends_at))
+    return _join(talk, number, room, body, who, allowed)
 
 
-def _join(talk: "Talk", number: int, room: str, body: requests.Subscribe, who: Credentials, data: bytes) -> Command:
+def _join(
+    talk: "Talk", number: int, room: str, body: requests.Subscribe, who: Credentials, allowed: Allowed
+) -> Command:
     command = _subscription(talk, room, body, by_token=bool(body.token))
-    reply = partial(_answer_subscribe, talk, number, room, body, who.ends_at, data)
+    reply = partial(_answer_subscribe, talk, number, room, body, who.ends_at, allowed)
     return msgspec.structs.replace(command, reply=reply, info=who.info)
 
 
@@ -208,13 +210,13 @@ def _answer_subscribe(
     room: str,
     body: requests.Subscribe,
     ends_at: float | None,
-    data: bytes,
+    allowed: Allowed,
     answer: Answer,
 ) -> None:
     lifetime = talk.tenure.lifetime(ends_at)
-    talk.answer(number, b"subscribe", partial(replies.encode_subscribed, body, lifetime, data), answer)
+    talk.answer(number, b"subscribe", partial(replies.encode_subscribed, body, lifetime, allowed.data), answer)
     if isinstance(answer, Subscribed):
-        talk.tenure.set_room(room, ends_at)
+        talk.tenure.begin(room, ends_at, allowed.ends_at)
 
 
 def unsubscribe(talk: "Talk", number: int, body: requests.Channel) -> Command:
@@ -224,7 +226,7 @@ def unsubscribe(talk: "Talk", number: int, body: requests.Channel) -> Command:
 
 
 def _answer_unsubscribe(talk: "Talk", number: int, room: str, answer: Answer) -> None:
-    talk.tenure.set_room(room, None)
+    talk.tenure.end(room)
     talk.by_server -= {room}
     talk.answer(number, b"unsubscribe", replies.encode_nothing, answer)
 
@@ -293,7 +295,7 @@ def refresh(talk: "Talk", number: int, body: requests.Refresh) -> Command:
     if who.user != talk.member.user:
         raise FatalError(End.INVALID_TOKEN, "the new token is for another user")
     said = talk.by_back_end or Allowed()  # has the last word
-    ends_at = min((time for time in (who.ends_at, said.ends_at) if time is not None), default=None)
+    ends_at = sooner(who.ends_at, said.ends_at)
     talk.tenure.ends_at = ends_at
     if who.info and not said.info:
         talk.introduce(who.user, who.info)

@@ -1,10 +1,13 @@
 """How long a connection and its subscriptions last: as long as their tokens, and a grace in which new ones may come."""
 
-from collections.abc import Mapping
-
 from hubbub.auth.access import Access
 from hubbub.config import Settings
 from hubbub.model.end import End
+
+
+def sooner(one: float | None, other: float | None) -> float | None:
+    """Return which of two ends comes first; None: never."""
+    return min((end for end in (one, other) if end is not None), default=None)
 
 
 class Tenure:
@@ -22,24 +25,30 @@ class Tenure:
         self._access = access
         self.ends_at: float | None = None
         self.rooms: dict[str, float] = {}
-        self._bounds: Mapping[str, float] = {}  # what the back end has said of rooms: no token is good for longer
+        self._bounds: dict[str, float] = {}  # what the back end has said of these: no token is good for longer
+
+    def begin(self, room: str, ends_at: float | None, bound: float | None = None) -> None:
+        """Note when a subscription ends that has begun (None: never), and what the back end has said of that."""
+        self.end(room)
+        self.set_room(room, ends_at)
+        if bound is not None:
+            self._bounds[room] = bound
+
+    def end(self, room: str) -> None:
+        """Forget a subscription that has ended, if there was one."""
+        self.rooms.pop(room, None)
+        self._bounds.pop(room, None)
 
     def set_room(self, room: str, ends_at: float | None) -> None:
-        """Note when a subscription ends."""
+        """Note when a subscription ends that there is."""
         if ends_at is None:
             self.rooms.pop(room, None)
         else:
             self.rooms[room] = ends_at
 
-    def bind(self, room: str, ends_at: float | None) -> None:
-        """Note what the back end has said of a room, before it is joined; None: nothing."""
-        bounds = {name: bound for name, bound in self._bounds.items() if name != room}
-        self._bounds = bounds if ends_at is None else {**bounds, room: ends_at}
-
     def bounded(self, room: str, ends_at: float | None) -> float | None:
-        """Return until when a token that is good until then is good for that room."""
-        bound = self._bounds.get(room)
-        return ends_at if bound is None else min(bound, bound if ends_at is None else ends_at)
+        """Return until when a token that is good until then is good for a room that it is in."""
+        return sooner(ends_at, self._bounds.get(room))
 
     def overdue(self, now: float) -> End | None:
         """Return which has expired without a new token, if one has."""
