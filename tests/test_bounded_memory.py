@@ -211,8 +211,9 @@ def test_frames_that_declare_an_eternity() -> None:
         with Memory(daemon) as memory:
             sent = send_for(1.5, peers, bytes(65_536))
         sys.stdout.write(f"growth: {memory.growth / MIB:.1f} MiB\n")  # shown by pytest -rP
-        # After the refusal each is read up to linger_bytes_max, then no more: 20 MiB in all, none of which is kept.
-        assert sent > 20 * Settings().linger_bytes_max
+        # After the refusal each is read up to linger_bytes_max, then no more: 20 MiB in all, none of which is kept;
+        # the kernels hold the rest, 3 to 4 MiB each. Who is read on and on gets rid of 2 GiB and more.
+        assert 20 * Settings().linger_bytes_max < sent < 20 * (Settings().linger_bytes_max + 16 * MIB)
         assert memory.growth <= 8 * MIB
 
 

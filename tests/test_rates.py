@@ -387,6 +387,24 @@ async def test_control_frames_have_a_rate(autojump_clock: MockClock) -> None:
         assert (closed.value.code, closed.value.reason) == (1008, "too many control frames")
 
 
+async def test_who_goes_on_after_a_refusal_is_read_no_more(autojump_clock: MockClock) -> None:
+    """Up to linger_bytes_max and what came with that; then its TCP waits, until the close deadline."""
+    limits: dict[str, object] = {"linger_bytes_max": 20_000, "message_bytes_max": 1000, "close_seconds_max": 60.0}
+    async with open_house(0, **{**UNHURRIED, **PATIENT, **NO_STALL, **limits}) as house:
+        _, stream = await house.connect(capacity=4096)
+        stream.stall()  # or the Close would be out, and somebody else would read on
+        await stream.send_all(client_frame(TEXT, b"x" * 1001))
+        sent, frame = 0, client_frame(TEXT, b"y" * 100)
+        with trio.move_on_after(30):
+            while sent < 1_000_000:
+                await stream.send_all(frame)
+                sent += len(frame)
+        assert 20_000 <= sent <= 20_000 + 3 * 4096  # a read, and the pipe
+        assert len(house.node.connections) == 1
+        await trio.sleep(60)
+        assert len(house.node.connections) == 0
+
+
 @pytest.mark.parametrize("commands", [16, 64])
 async def test_a_segment_of_tiny_messages_is_no_privilege(commands: int, autojump_clock: MockClock) -> None:
     """What another says at the same time is published among them, not behind all of them."""
