@@ -22,6 +22,7 @@ from hubbub.core.frames import BINARY, FIN, MASKED
 from hubbub.hub.waiting import PIECE_BYTES_MAX
 from peers import client_frame, handshake
 from servers import Daemon, open_daemon
+from tools import lack
 
 pytestmark = pytest.mark.alone  # a daemon on a busy machine falls behind and holds more; ten thousand sockets
 
@@ -281,7 +282,7 @@ def test_ten_thousand_idle_connections() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     count = CONNECTIONS if hard >= CONNECTIONS + 500 else 0
     if not count:
-        pytest.skip(f"{CONNECTIONS + 500} open files are needed; the hard limit is {hard}")
+        lack(f"{CONNECTIONS + 500} open files are needed; the hard limit is {hard}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     total = 16 * MIB
     settings = {"histories_bytes_max": total, "log_level": "warning", "ping_seconds": 600.0}
