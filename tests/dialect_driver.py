@@ -21,9 +21,8 @@ from hubbub.hub.state import Hub
 from hubbub.model.command import Answer, Command, Publish, Refused, Subscribed
 from hubbub.model.end import Disconnect, End
 from hubbub.model.publication import Member
-from hubbub.model.question import nothing_is_asked
 from hubbub.model.subscriber import Encoder, Loss
-from known import Known, commands_of
+from known import Known, commands_of, nothing_is_asked
 from outlets import OnlyOffers
 
 Json: TypeAlias = dict[str, Any]

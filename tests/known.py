@@ -7,7 +7,7 @@ from hubbub.auth.keys import KeyRing
 from hubbub.auth.tokens import Verifier
 from hubbub.config import Settings
 from hubbub.model.command import Command
-from hubbub.model.question import Ask
+from hubbub.model.question import Ask, Asked
 
 
 class Known(Access):
@@ -20,6 +20,11 @@ class Known(Access):
     def connect(self, token: str) -> Credentials:
         """Return that user; a token is refused, as there are no keys."""
         return super().connect(token) if token else Credentials(self._user)
+
+
+def nothing_is_asked(what: Asked, room: str) -> bool:
+    """Implement `hubbub.model.question.Asks`."""
+    return False
 
 
 def commands_of(steps: Iterable[Command | Ask]) -> list[Command]:

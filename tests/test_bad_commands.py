@@ -29,9 +29,8 @@ from hubbub.hub.state import Hub
 from hubbub.model.command import Answer, Command, Publish, Subscribe, Subscribed
 from hubbub.model.end import Disconnect, End
 from hubbub.model.publication import Member
-from hubbub.model.question import nothing_is_asked
 from hubbub.model.subscriber import Encoder, Loss
-from known import Known, commands_of
+from known import Known, commands_of, nothing_is_asked
 from outlets import OnlyOffers
 from peers import SECONDS_MAX, Closed, open_peer
 from servers import Daemon, open_daemon, open_server

@@ -22,6 +22,7 @@ from hubbub.core.frames import BINARY, FIN, MASKED
 from hubbub.hub.waiting import PIECE_BYTES_MAX
 from peers import client_frame, handshake
 from servers import Daemon, open_daemon
+from tools import lack
 
 pytestmark = pytest.mark.alone  # a daemon on a busy machine falls behind and holds more; ten thousand sockets
 
@@ -211,8 +212,9 @@ def test_frames_that_declare_an_eternity() -> None:
         with Memory(daemon) as memory:
             sent = send_for(1.5, peers, bytes(65_536))
         sys.stdout.write(f"growth: {memory.growth / MIB:.1f} MiB\n")  # shown by pytest -rP
-        # After the refusal each is read up to linger_bytes_max, then no more: 20 MiB in all, none of which is kept.
-        assert sent > 20 * Settings().linger_bytes_max
+        # After the refusal each is read up to linger_bytes_max, then no more: 20 MiB in all, none of which is kept;
+        # the kernels hold the rest, 3 to 4 MiB each. Who is read on and on gets rid of 2 GiB and more.
+        assert 20 * Settings().linger_bytes_max < sent < 20 * (Settings().linger_bytes_max + 16 * MIB)
         assert memory.growth <= 8 * MIB
 
 
@@ -280,7 +282,7 @@ def test_ten_thousand_idle_connections() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     count = CONNECTIONS if hard >= CONNECTIONS + 500 else 0
     if not count:
-        pytest.skip(f"{CONNECTIONS + 500} open files are needed; the hard limit is {hard}")
+        lack(f"{CONNECTIONS + 500} open files are needed; the hard limit is {hard}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     total = 16 * MIB
     settings = {"histories_bytes_max": total, "log_level": "warning", "ping_seconds": 600.0}

@@ -193,6 +193,49 @@ async def test_a_stall_shorter_than_the_limit_costs_nothing(autojump_clock: Mock
         assert house.ended("no_pong") == house.ended("write_stall") == 0
 
 
+async def test_a_ping_that_has_waited_has_its_time_from_then_on(autojump_clock: MockClock) -> None:
+    """When it has left at last, the peer has as long to answer as any: its machine has acknowledged nothing yet."""
+    async with open_house() as house:
+        listener, stream = await house.connect()
+        talker, _ = await house.connect()
+        house.connections.start_soon(answer_pings, talker)
+        await trio.sleep(0.5)
+        stream.stall()
+        await talker.send("x" * 2000)
+        await trio.sleep(7.5)  # a ping is behind that
+        (waiting,) = (connection for connection in house.node.connections if connection.outbox.bytes_queued)
+        stream.resume()
+        await trio.sleep(PONG_SECONDS - 2 * LOOK_SECONDS)
+        assert waiting.outbox.bytes_queued == 0
+        assert waiting.ended is None
+        assert await listener.receive() == "x" * 2000
+        with trio.move_on_after(2 * LOOK_SECONDS):
+            await listener.receive()  # answers the ping
+        await trio.sleep(PONG_SECONDS)
+        assert waiting.ended is None
+
+
+async def test_a_ping_has_its_time_once_the_reader_no_longer_waits(autojump_clock: MockClock) -> None:
+    """While its reader pauses for its rate the peer neither reads nor answers; afterwards it does, in time."""
+    limits: dict[str, object] = {"publication_bytes_per_second_max": 100, "publication_bytes_burst_max": 100}
+    async with open_house(0, **limits) as house:
+        peer, _ = await house.connect()
+        await peer.send("x" * 1100)
+        assert await peer.receive() == "x" * 1100
+        (connection,) = house.node.connections
+        while not connection.session.handing_over:
+            await trio.sleep(LOOK_SECONDS)
+        while connection.session.handing_over:
+            await trio.sleep(LOOK_SECONDS)
+        assert trio.current_time() > PING_SECONDS + 2 * PONG_SECONDS
+        await trio.sleep(PONG_SECONDS - 2 * LOOK_SECONDS)
+        assert connection.ended is None
+        with trio.move_on_after(2 * LOOK_SECONDS):
+            await peer.receive()  # answers the ping
+        await trio.sleep(PONG_SECONDS)
+        assert connection.ended is None
+
+
 async def test_a_peer_isnt_blamed_while_its_reader_waits_for_the_hub(autojump_clock: MockClock) -> None:
     """Its pong lies unread behind messages that the full inbox can't take: that is our silence, not its."""
     async with open_house(inbox_commands_max=2, pass_commands_max=1) as house:

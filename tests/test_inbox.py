@@ -60,6 +60,27 @@ async def test_a_large_command_is_let_in_alone() -> None:
         assert await take_all(inbox) == ["1", "2"]
 
 
+@pytest.mark.parametrize("joins", [False, True], ids=["a command of its own", "more of one that waits"])
+async def test_nobody_overtakes_who_waits_for_bytes(joins: bool) -> None:
+    """Small ones that come again and again would fit, and would keep a large one out for ever: they wait behind it."""
+    run = run_of(0, 0, "red", Kind.TEXT, 1)
+    inbox = Inbox(100, 4 * run.size_bytes)
+    assert inbox.put_run_nowait(run)
+    assert inbox.put_run_nowait(run)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(inbox.put, publish(1, 3 * run.size_bytes))
+        await trio.testing.wait_all_tasks_blocked()
+        if joins:
+            assert not inbox.put_run_nowait(run)
+        else:
+            assert not inbox.put_nowait(publish(2))
+            nursery.start_soon(inbox.put, publish(2))
+        await trio.testing.wait_all_tasks_blocked()
+        inbox.done([inbox.take_nowait()])
+        assert await take_all(inbox) == (["1"] if joins else ["1", "2"])
+    assert inbox.put_nowait(publish(3)), "nobody waits any more"
+
+
 @pytest.mark.parametrize("by", ["commands", "bytes"])
 async def test_a_cancelled_put_gives_everything_back(by: str) -> None:
     """The command isn't in the inbox, its bytes don't count, and those behind it go on."""

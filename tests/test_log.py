@@ -15,11 +15,14 @@ from collections.abc import Iterator
 import pytest
 import structlog
 import trio
+from structlog.testing import capture_logs
+from trio.testing import MockClock
 
-from hubbub.core.frames import BINARY, CONTINUATION, FIN, MASKED, PING, TEXT
+from hubbub.core.frames import BINARY, CLOSE, CONTINUATION, FIN, MASKED, PING, TEXT
 from hubbub.log import SAME_PER_SECOND_MAX, Throttle, configure_logging
 from peers import SECONDS_MAX, HandshakeRefused, client_frame, close_payload, connect, open_peer, reset
-from servers import UNHURRIED, Daemon, open_daemon
+from servers import UNHURRIED, Daemon, open_daemon, until_quiet
+from test_heartbeat import open_house
 
 Entry = dict[str, object]
 
@@ -259,6 +262,28 @@ async def test_each_wrong_end_is_one_entry() -> None:
         assert isinstance(entry["bytes_received"], int)
         assert entry["bytes_received"] >= len(client_frame(TEXT, b"hello"))
     assert [entry["event"] for entry in log if entry not in ends] == ["draining", "stopped"]
+
+
+async def test_every_byte_that_is_received_counts(autojump_clock: MockClock) -> None:
+    """Whether it is taken where the poller reads it, or by the connection's reader: ordinary messages, and others."""
+    frames = [
+        client_frame(TEXT, b"short"),
+        client_frame(TEXT, b"long" * 5_000),
+        client_frame(TEXT, b"in frag", fin=False) + client_frame(CONTINUATION, b"ments"),
+        client_frame(PING, b"!"),
+        client_frame(TEXT, b"one") + client_frame(TEXT, b"two"),
+        client_frame(CLOSE, close_payload(1000)),
+    ]
+    with capture_logs() as log:
+        async with open_house() as house:
+            peer, _ = await house.connect()
+            for frame in frames:
+                await peer.send_raw(frame)
+                await trio.sleep(0.1)
+            await peer.receive_until_closed()
+            await until_quiet(house.node)
+    (end,) = (entry for entry in log if entry["event"] == "connection ended")
+    assert end["bytes_received"] == sum(map(len, frames))
 
 
 async def test_wrong_requests_are_no_entries() -> None:

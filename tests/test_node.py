@@ -18,6 +18,7 @@ from hubbub.core.frames import CLOSE, FIN
 from hubbub.listen import open_listeners
 from peers import SECONDS_MAX, Closed, Peer, connect, handshake, open_peer
 from servers import UNHURRIED, Daemon, elsewhere, exit_of, open_daemon
+from tools import lack
 
 PATIENT: dict[str, object] = {
     "drain_seconds_max": 60,
@@ -207,7 +208,7 @@ async def test_address_families(host: str, shown: str) -> None:
         try:
             probe.bind((host, 0))
         except OSError:
-            pytest.skip("this machine doesn't have that address")
+            lack("this machine doesn't have that address")
     with open_daemon("--host", host) as daemon:
         assert daemon.url == f"http://{shown}:{daemon.port}"
         assert (await elsewhere(daemon.metrics))["hubbub_connections"] == 0

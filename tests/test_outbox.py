@@ -87,12 +87,13 @@ async def test_nothing_queued_is_sent_without_a_task() -> None:
 async def test_many_offers_start_one_writer() -> None:
     """The backlog's writer is marked as running before it starts."""
     async with open_rig(capacity=10) as rig:
+        before = trio.lowlevel.current_statistics().tasks_living
         rig.outbox.open(HEAD)
         for number in range(50):
             rig.outbox.offer(frame(number))
-        before = trio.lowlevel.current_statistics().tasks_living
+        assert trio.lowlevel.current_statistics().tasks_living == before + 1
         await trio.testing.wait_all_tasks_blocked()
-        assert trio.lowlevel.current_statistics().tasks_living == before
+        assert trio.lowlevel.current_statistics().tasks_living == before + 1
         expected = HEAD + b"".join(frame(number) for number in range(50))
         assert await rig.read(len(expected)) == expected
         await rig.outbox.flushed()
@@ -118,7 +119,10 @@ async def test_what_waits_is_bounded(limits: dict[str, object], offers: int, fra
         assert rig.ends == [End.SLOW_CONSUMER]
         assert rig.outbox.bytes_queued <= head  # what waited is let go at once
         assert queued == (number - 1) * frames * len(frame(0))
-        assert number == offers if "outbox_frames_max" in limits else queued + head >= 256
+        if "outbox_bytes_max" in limits:
+            assert 256 <= queued + head < 256 + len(frame(0))
+        else:
+            assert number == offers
 
 
 async def test_a_peer_that_takes_nothing_stalls(autojump_clock: trio.testing.MockClock) -> None:
@@ -229,6 +233,51 @@ async def test_history_is_no_slowness_but_bounded() -> None:
             rig.outbox.offer(frame(number))
         assert rig.ends == [End.SLOW_CONSUMER]
         assert rig.outbox.frames_queued <= 3  # what has begun
+
+
+@pytest.mark.parametrize("first", [1, 100], ids=["a short one first", "a long one first"])
+async def test_one_history_at_a_time_is_no_slowness(first: int) -> None:
+    """Who asks for more before it has read that has the privilege for the first one only; afterwards again."""
+    long = b"".join(frame(number) for number in range(100))
+    async with open_rig(capacity=10_000, outbox_frames_max=10, outbox_bytes_max=1_000) as rig:
+        rig.outbox.open(HEAD)
+        expected = HEAD
+        for _ in range(2):
+            await rig.outbox.flushed()
+            rig.peer.stall()
+            rig.outbox.offer_history(long, 100)
+            rig.outbox.offer(frame(100))
+            assert not rig.ends
+            rig.peer.resume()
+            expected += long + frame(100)
+            assert await rig.read(len(expected)) == expected
+            expected = b""
+        await rig.outbox.flushed()
+        rig.peer.stall()
+        rig.outbox.offer_history(long[: first * len(frame(0))], first)
+        rig.outbox.offer_history(long, 100)
+        assert not rig.ends
+        rig.outbox.offer(frame(100))
+        assert rig.ends == [End.SLOW_CONSUMER]
+
+
+async def test_what_has_been_read_of_a_history_is_no_privilege() -> None:
+    """From then on the bound is what it is for everyone, also if something has waited all the while."""
+    history = b"".join(frame(number) for number in range(100))
+    async with open_rig(capacity=50, outbox_bytes_max=1_000) as rig:
+        rig.outbox.open(HEAD)
+        rig.outbox.offer_history(history, 100)
+        for number in range(10):
+            rig.outbox.offer(frame(number))
+        assert await rig.read(len(HEAD + history)) == HEAD + history
+        rig.peer.stall()
+        await trio.testing.wait_all_tasks_blocked()
+        waiting = rig.outbox.bytes_queued
+        assert 0 < waiting <= 10 * len(frame(0))
+        while not rig.ends:
+            waiting = rig.outbox.bytes_queued
+            rig.outbox.offer(frame(0))
+        assert 1_000 <= waiting < 1_000 + len(frame(0))
 
 
 async def test_evicted_before_the_101() -> None:

@@ -13,7 +13,7 @@ import trio.testing
 from hypothesis import given, settings
 
 from bounded_pipes import PipeStream, PipeTransport, make_pipe, make_watch
-from hubbub.connection.poller import LOOK_BYTES, LOOKS_PER_COUNT, RECEIVE_BYTES, Poller, open_poller
+from hubbub.connection.poller import LOOK_BYTES, LOOKS_PER_COUNT, READABLE, RECEIVE_BYTES, Poller, open_poller
 from hubbub.connection.transport import TcpTransport
 from peers import connect, handshake, open_peer, shake_hands
 from servers import open_server
@@ -110,6 +110,57 @@ async def test_who_looks_is_told_of_tasks_at_work() -> None:
         await until(lambda: got)
         await trio.testing.wait_all_tasks_blocked()
         assert not rig.poller.look()
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_has_been_closed_isnt_at_work() -> None:
+    """A task that was woken, and whose socket was closed before it waited again, is no reason to let others run."""
+    async with open_rig() as rig, trio.open_nursery() as nursery:
+        rig.takes = False
+        got: list[bytes] = []
+
+        async def receive_once() -> None:
+            got.append(await rig.transport.receive_some(100))
+
+        nursery.start_soon(receive_once)
+        await trio.testing.wait_all_tasks_blocked()
+        rig.peer.send(b"one")
+        await until(lambda: got)
+        assert rig.poller.look()
+        rig.transport.close_forcefully()
+        assert not rig.poller.look()
+
+
+class ToldOnce:
+    """An epoll that tells of data, once, whatever it is; implements `hubbub.connection.poller.Epoll`."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def register(self, fd: int, eventmask: int, /) -> None:
+        pass
+
+    def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
+        told, self._told = self._told, True
+        return [] if told else [(0, READABLE)]
+
+
+async def test_an_end_that_is_told_as_data_is_the_end() -> None:
+    """A kernel that looks at a socket while the end is coming in may see that there is something, and not yet what."""
+    poller = Poller(ToldOnce(), trio.sleep_forever)
+    inlet = poller.watch(0, lambda _: b"")
+    inlet.take = lambda data: pytest.fail("there is nothing to take")
+    got: list[bytes] = []
+
+    async def receive() -> None:
+        got.append(await inlet.receive_some(100))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        poller.look()
+        await trio.testing.wait_all_tasks_blocked()
+        assert got == [b""]
         nursery.cancel_scope.cancel()
 
 

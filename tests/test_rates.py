@@ -6,6 +6,8 @@ with TCP, while the server doesn't read.
 
 import contextlib
 import ipaddress
+import itertools
+import json
 import ssl
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +16,7 @@ import hypothesis.strategies as st
 import pytest
 import trio
 import trustme
-from hypothesis import given
+from hypothesis import example, given
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
@@ -39,6 +41,7 @@ from peers import (
     shake_hands,
 )
 from servers import UNHURRIED, Server, open_server, until_quiet
+from structured import PATH, Client
 from test_heartbeat import House, answer_pings, open_house
 
 OFF_SECONDS = 0.25
@@ -75,8 +78,14 @@ def test_who_pauses_as_told_never_exceeds_the_rate(rate: float, burst: float, ta
 @given(
     rate=st.floats(0.1, 1e6),
     burst=st.floats(0.1, 1e6),
-    takes=st.lists(st.tuples(st.floats(0, 1e5), st.floats(0, 100)), min_size=1, max_size=50),
+    # Of the burst, and in the time in which that flows in: what is much larger would hide what the lease lets through.
+    takes=st.lists(
+        st.tuples(st.floats(0, 0.25), st.sampled_from([0.0, 0.0, 0.0, 0.1, 2.0])),
+        min_size=20,
+        max_size=50,
+    ),
 )
+@example(rate=1.0, burst=8.0, takes=[(0.125, 0.0), (0.125, 2.0), *[(0.125, 0.0)] * 20])
 def test_a_lease_lets_through_an_eighth_more_and_one_thing(
     rate: float, burst: float, takes: list[tuple[float, float]]
 ) -> None:
@@ -84,8 +93,9 @@ def test_a_lease_lets_through_an_eighth_more_and_one_thing(
     now = 1000.0
     bucket = Bucket(rate, burst, now)
     taken: list[tuple[float, float]] = []
-    for amount, idle in takes:
-        now += idle
+    for share, idle in takes:
+        amount = share * burst
+        now += idle * burst / rate
         taken.append((now, amount))
         if not bucket.spend(amount):
             pause = bucket.settle(now)
@@ -200,6 +210,28 @@ async def test_bytes_have_a_rate_of_their_own(autojump_clock: MockClock) -> None
         seconds = await pace(house, peer, [f"{number:01000}" for number in range(60)])
         seconds += await pace(house, peer, ["and this, too"])
         assert seconds == pytest.approx((60 - 10) / 10, abs=OFF_SECONDS)
+
+
+async def test_answers_count_by_their_size(autojump_clock: MockClock) -> None:
+    """As much as the largest message may hold is as a publication: what is asked for again and again isn't free."""
+    limits: dict[str, object] = {"allow_history": "anonymous", "message_bytes_max": 1000}
+    async with open_house(0, **PATIENT, **HUNDRED, **limits) as house:
+        for _ in range(100):
+            await house.node.inbox.put(Publish("room", json.dumps("x" * 900).encode(), Kind.JSON))
+        peer, _ = await house.connect(PATH, capacity=2**20)
+        client = Client(peer)
+        await client.connect()
+        for limit in (0, 100):
+            await trio.sleep(1)  # the burst is there again
+            before, begin = len("".join(client.frames)), trio.current_time()
+            for _ in range(20):
+                answer = await client.ask("history", channel="room", limit=limit)
+                assert len(answer.get("publications", [])) == limit
+            answered = (len("".join(client.frames)) - before) / 1000
+            assert answered >= 20 * limit * 900 / 1000
+            owed = max(0.0, (20 + answered - 50) / 100)
+            # The last answers haven't been paid for yet, nor had the first when what flows in was last counted.
+            assert owed - 3 * answered / 20 / 100 - OFF_SECONDS <= trio.current_time() - begin <= owed + OFF_SECONDS
 
 
 async def test_fragments_count_as_publications(autojump_clock: MockClock) -> None:
@@ -356,6 +388,24 @@ async def test_control_frames_have_a_rate(autojump_clock: MockClock) -> None:
         assert (closed.value.code, closed.value.reason) == (1008, "too many control frames")
 
 
+async def test_who_goes_on_after_a_refusal_is_read_no_more(autojump_clock: MockClock) -> None:
+    """Up to linger_bytes_max and what came with that; then its TCP waits, until the close deadline."""
+    limits: dict[str, object] = {"linger_bytes_max": 20_000, "message_bytes_max": 1000, "close_seconds_max": 60.0}
+    async with open_house(0, **{**UNHURRIED, **PATIENT, **NO_STALL, **limits}) as house:
+        _, stream = await house.connect(capacity=4096)
+        stream.stall()  # or the Close would be out, and somebody else would read on
+        await stream.send_all(client_frame(TEXT, b"x" * 1001))
+        sent, frame = 0, client_frame(TEXT, b"y" * 100)
+        with trio.move_on_after(30):
+            while sent < 1_000_000:
+                await stream.send_all(frame)
+                sent += len(frame)
+        assert 20_000 <= sent <= 20_000 + 3 * 4096  # a read, and the pipe
+        assert len(house.node.connections) == 1
+        await trio.sleep(60)
+        assert len(house.node.connections) == 0
+
+
 @pytest.mark.parametrize("commands", [16, 64])
 async def test_a_segment_of_tiny_messages_is_no_privilege(commands: int, autojump_clock: MockClock) -> None:
     """What another says at the same time is published among them, not behind all of them."""
@@ -436,6 +486,36 @@ async def test_who_is_evicted_and_still_holds_the_most_is_cut_off(autojump_clock
             assert house.node.outboxes.bytes <= total + 15_000
         assert len(house.node.connections) == 4  # the large one was evicted, and then cut off
         assert [connection.ended for connection in house.node.connections] == [None] * 4
+
+
+async def test_room_is_seldom_made(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time some is to spare, a thirty-second: to look at all connections for each piece would take for ever."""
+    total, added, scans = 16_000, 0, list[int]()
+    make_room, add = Node.make_room, OutboxTotal.add
+
+    def counted(node: Node) -> None:
+        scans.append(added)
+        make_room(node)
+
+    def watched(outboxes: OutboxTotal, count: int) -> None:
+        nonlocal added
+        added += max(0, count)
+        add(outboxes, count)
+
+    monkeypatch.setattr(Node, "make_room", counted)
+    monkeypatch.setattr(OutboxTotal, "add", watched)
+    limits: dict[str, object] = {**UNHURRIED, **PATIENT, **NO_STALL, "outboxes_bytes_max": total}
+    async with open_house(0, **limits, close_seconds_max=1000.0) as house:
+        peers = []  # kept, for their connections to stay
+        for _ in range(60):
+            peer, side = await house.connect("/chat/room", capacity=512)
+            peers.append(peer)
+            side.stall()
+        while len(house.node.connections) > 30:
+            await house.node.inbox.put(Publish("room", b"x" * 20, Kind.TEXT))
+            await trio.sleep(0.1)
+    assert len(scans) > 1
+    assert min(after - before for before, after in itertools.pairwise(scans)) >= total / 32
 
 
 @pytest.mark.parametrize("length", [100, 30_000], ids=["many small", "few large"])

@@ -33,6 +33,7 @@ from peers import (
     shake_hands,
 )
 from servers import Daemon, elsewhere, exit_of, open_daemon
+from tools import lack
 from worlds import open_world
 
 Entry = dict[str, object]
@@ -411,7 +412,7 @@ async def test_metrics_address_over_ipv6_and_with_tls(tmp_path: Path) -> None:
         try:
             probe.bind(("::1", 0))
         except OSError:
-            pytest.skip("this machine has no IPv6")
+            lack("this machine has no IPv6")
         port = probe.getsockname()[1]
     write_certificate(tmp_path)
     flags = ("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))

@@ -2,13 +2,18 @@
 
 import gc
 import weakref
+from collections.abc import Callable
 
 import pytest
 import trio
 import trio.testing
 
 from hubbub.connection.turnstile import AT_ONCE, Turnstile
+from hubbub.model.command import Publish
+from hubbub.model.publication import Kind
 from peers import Peer, client_frame, close_payload
+from servers import until_quiet
+from test_heartbeat import open_house
 from worlds import KINDS, World, open_world
 
 CROWD = 10 * AT_ONCE + 3
@@ -60,6 +65,43 @@ async def test_who_gives_up_takes_nobodys_turn(nursery: trio.Nursery) -> None:
         await turnstile.pass_through()
     with trio.fail_after(5):
         await turnstile.pass_through()
+
+
+class Passes(trio.abc.Instrument):
+    """How much less there is of something after a pass of the scheduler.
+
+    Attributes:
+        most: in one pass.
+    """
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
+        self._before = count()
+        self.most = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        """A pass is over."""
+        now = self._count()
+        self.most, self._before = max(self.most, self._before - now), now
+
+
+async def test_who_breaks_under_one_broadcast_goes_in_turn(autojump_clock: trio.testing.MockClock) -> None:
+    """The hub finds all of them gone in one hand-out, and their readers don't: each ending takes its turn."""
+    async with open_house() as house:
+        for _ in range(6 * AT_ONCE):
+            _, stream = await house.connect()
+            stream.inbound.change(broken=True)
+        connections = house.node.connections
+        assert len(connections) == 6 * AT_ONCE
+        passes = Passes(lambda: len(connections))
+        trio.lowlevel.add_instrument(passes)
+        assert house.node.inbox.put_nowait(Publish("chat", b"x", Kind.TEXT))
+        while len(connections):
+            await trio.lowlevel.checkpoint()
+        trio.lowlevel.remove_instrument(passes)
+        await until_quiet(house.node)
+        assert house.ended("peer_reset") == 6 * AT_ONCE
+    assert passes.most <= 2 * AT_ONCE  # some before the keeper's turn in a pass, some after
 
 
 async def end(peer: Peer, how: str) -> None:

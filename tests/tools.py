@@ -3,8 +3,16 @@
 import os
 import shutil
 import subprocess
+from typing import NoReturn
 
 import pytest
+
+
+def lack(reason: str) -> NoReturn:
+    """Skip the test, for want of that; or fail in CI."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{reason}; CI must have it")
+    pytest.skip(reason)
 
 
 def need(*names: str) -> str:
@@ -13,10 +21,7 @@ def need(*names: str) -> str:
         path = shutil.which(name)
         if path is not None:
             return path
-    reason = f"not installed: {' or '.join(names)}"
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{reason}; CI must have it")
-    pytest.skip(reason)
+    lack(f"not installed: {' or '.join(names)}")
 
 
 def need_node_with_websocket() -> list[str]:
@@ -26,7 +31,4 @@ def need_node_with_websocket() -> list[str]:
         result = subprocess.run([*command, "-e", "WebSocket"], capture_output=True, timeout=30, check=False)
         if result.returncode == 0:
             return command
-    reason = "this Node has no WebSocket; 20.10 or newer has"
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{reason}; CI must have it")
-    pytest.skip(reason)
+    lack("this Node has no WebSocket; 20.10 or newer has")

@@ -1,15 +1,14 @@
 """A real Chromium and a real daemon: what the browser tests stand on."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
 
 from browser.daemon import Daemon
+from tools import lack
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_ARGUMENTS = (
@@ -52,21 +51,15 @@ def browser() -> Iterator[Browser]:
     """
     path = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
     if path is None:
-        no_browser(f"no Chromium found: looked for {', '.join(CHROMIUM_NAMES)}")
+        lack(f"no Chromium found: looked for {', '.join(CHROMIUM_NAMES)}")
     expect.set_options(timeout=PAGE_MILLISECONDS_MAX)
     with sync_playwright() as playwright:
         try:
             browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGUMENTS)
         except Error as error:
-            no_browser(f"no Chromium found: {path} didn't start: {error}")
+            lack(f"no Chromium found: {path} didn't start: {error}")
         yield browser
         browser.close()
-
-
-def no_browser(reason: str) -> NoReturn:
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture

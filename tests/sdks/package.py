@@ -1,14 +1,10 @@
 """npm's `centrifuge`, installed at first use into a folder that git ignores."""
 
 import fcntl
-import os
 import subprocess
 from pathlib import Path
-from typing import NoReturn
 
-import pytest
-
-from tools import need
+from tools import lack, need
 
 CACHE = Path(__file__).with_name(".cache")
 PACKAGE = "centrifuge@5"
@@ -16,13 +12,6 @@ STAMP = CACHE / f"installed-{PACKAGE}"
 INSTALL_SECONDS_MAX = 60
 # No script of a package runs here, and what was resolved isn't written down.
 FLAGS = ("--no-save", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
-
-
-def lacking(reason: str) -> NoReturn:
-    """Skip the test; in CI that is a failure."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{reason}; CI must have it")
-    pytest.skip(reason)
 
 
 def install() -> str | None:
@@ -48,5 +37,5 @@ def need_package() -> Path:
     """Return the folder whose node_modules holds npm's `centrifuge`; else skip, or fail in CI."""
     problem = None if STAMP.exists() else install()
     if problem is not None:
-        lacking(problem)
+        lack(problem)
     return CACHE

@@ -140,7 +140,7 @@ class Wire(trio.abc.Stream):
         self._short_way = True
         self._ending = False
         self._rest = b""  # the beginning of a frame that isn't complete
-        self._skip_bytes = 0  # of a refused frame
+        self._skip_bytes = 0  # of a refused frame: then it is ending
         self._fragments = 0  # of the message being received in fragments; 0 = none is
         self._message_bytes = 0  # of that message
         self._control_frames: Bucket | None = None  # from the first one on
@@ -184,7 +184,7 @@ class Wire(trio.abc.Stream):
                 data, self._leftover = self._leftover, b""
                 await trio.lowlevel.checkpoint()
             else:
-                self._calm = not (self._ending or self._rest or self._skip_bytes or self.passes_on)
+                self._calm = not (self._ending or self._rest or self.passes_on)
                 try:
                     data = await self._transport.receive_some(RECEIVE_BYTES)
                 except trio.BrokenResourceError:

@@ -24,7 +24,6 @@ OPCODE: Final = 0x0F
 
 CONTROL_BYTES_MAX: Final = 125
 """RFC 6455 section 5.5."""
-HEADER_BYTES_MAX: Final = 14
 REASON_BYTES_MAX: Final = CONTROL_BYTES_MAX - 2
 
 _SHORT_HEADERS: Final = [[bytes((FIN | opcode, length)) for length in range(126)] for opcode in range(OPCODE + 1)]

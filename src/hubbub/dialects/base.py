@@ -5,7 +5,7 @@ from typing import Protocol
 
 from hubbub.model.command import Command, PublishRun, Reply, Subscribe
 from hubbub.model.end import Disconnect, End
-from hubbub.model.publication import Member, Position, Presence, Publication
+from hubbub.model.publication import Position, Presence, Publication
 from hubbub.model.question import Ask
 from hubbub.model.subscriber import Loss
 
@@ -36,11 +36,6 @@ class Conversation(Protocol):
     """
 
     has_runs: bool
-
-    @property
-    def member(self) -> Member:
-        """How others see this connection."""
-        ...
 
     @property
     def is_known(self) -> bool:

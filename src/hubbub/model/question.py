@@ -88,11 +88,6 @@ Asks: TypeAlias = Callable[[Asked, str], bool]
 """Whether there is anybody to ask for that, in that room; for connect the room is "", or a plain client's."""
 
 
-def nothing_is_asked(what: Asked, room: str) -> bool:
-    """Implement `Asks` where there is nobody to ask."""
-    return False
-
-
 class Ask(msgspec.Struct, frozen=True):
     """Have `question` answered, and go on with what `then` makes of that; a refusal only before the 101, or nothing."""
 
