@@ -52,8 +52,7 @@ async def test_accepted(path: str, name: str) -> None:
     """The room has exactly the name that was meant: decoded once, nothing normalised."""
     async with open_server() as server:
         async with open_peer(server.port, path):
-            assert name in server.node.rooms
-            assert len(server.node.rooms) == 1
+            assert server.node.rooms.names() == [name]
         await until_quiet(server.node)
 
 

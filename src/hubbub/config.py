@@ -91,7 +91,7 @@ class Settings(Namespace, kw_only=True):
     ] = False
     metrics_address: Annotated[
         Address,
-        Meta(description="HOST:PORT at which /metrics is answered instead, in plain HTTP; empty: the public port."),
+        Meta(description="HOST:PORT at which /metrics is answered instead, in plain HTTP; empty: the one port."),
     ] = ""
     log_format: Annotated[
         LogFormat, Meta(description="Form of the log on stderr; auto: text on a terminal, else json.")
@@ -150,9 +150,7 @@ class Settings(Namespace, kw_only=True):
     ] = []
     api_address: Annotated[
         Address,
-        Meta(
-            description="HOST:PORT at which the server API is answered instead, in plain HTTP; empty: the public port."
-        ),
+        Meta(description="HOST:PORT at which the server API is answered instead, in plain HTTP; empty: the one port."),
     ] = ""
     api_body_bytes_max: Annotated[
         Bytes, Meta(description="A request's body, with a valid key: a batch of sixteen of the largest messages.")
