@@ -1,6 +1,8 @@
 """The log: what repeats is left out and counted, and nothing that clients do is worth a traceback."""
 
 import contextlib
+import errno
+import fcntl
 import io
 import json
 import logging
@@ -9,6 +11,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -17,9 +21,16 @@ import structlog
 import trio
 
 from hubbub.core.frames import BINARY, CONTINUATION, FIN, MASKED, PING, TEXT
-from hubbub.log import SAME_PER_SECOND_MAX, Throttle, configure_logging
+from hubbub.log import (
+    LAST_LINES_SECONDS_MAX,
+    LOG_BYTES_MAX,
+    SAME_PER_SECOND_MAX,
+    LogWriter,
+    Throttle,
+    configure_logging,
+)
 from peers import SECONDS_MAX, HandshakeRefused, client_frame, close_payload, connect, open_peer, reset
-from servers import UNHURRIED, Daemon, open_daemon
+from servers import UNHURRIED, Daemon, elsewhere, open_daemon
 
 Entry = dict[str, object]
 
@@ -176,6 +187,81 @@ def test_level(stream: io.StringIO) -> None:
         for write in (log.debug, log.info, log.warning, log.error):
             write("event")
         assert len(entries(stream)) == expected
+
+
+# -- nobody waits for it
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_log_that_is_read_late(blocking: bool, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the bound everything is there, in order; and it is said how much isn't."""
+    monkeypatch.setattr("hubbub.log.LAST_LINES_SECONDS_MAX", SECONDS_MAX)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, blocking)
+    count = 3000
+    received: list[str] = []
+
+    def read() -> None:
+        with open(reader) as lines:
+            received.extend(lines)
+
+    reading = threading.Thread(target=read)
+    with open(writer, "w"), LogWriter(writer) as out:
+        configure_logging("json", "info", out)
+        for number in range(count):
+            structlog.get_logger().info(f"{number}", padding=1000 * "x")
+        reading.start()
+    reading.join(SECONDS_MAX)
+    *written, note = [json.loads(line) for line in received]
+    assert [entry["event"] for entry in written] == [str(number) for number in range(len(written))]
+    assert len(written) > LOG_BYTES_MAX // 1200
+    assert (note["event"], note["level"], note["since_start"]) == ("log lines lost", "warning", count - len(written))
+
+
+def test_a_log_that_is_never_read(stream: io.StringIO) -> None:
+    """Nor does the end wait for ever."""
+    reader, writer = os.pipe()
+    start = time.monotonic()
+    with open(writer, "w"), open(reader):
+        with LogWriter(writer) as out:
+            for _ in range(100):
+                out.write(10_000 * "x" + "\n")
+        assert LAST_LINES_SECONDS_MAX <= time.monotonic() - start < LAST_LINES_SECONDS_MAX + SECONDS_MAX
+
+
+def test_a_disk_that_was_full(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be written is counted, and said once something can; a line may need more than one write."""
+    written = b""
+    calls = 0
+
+    def write(file: int, data: bytes) -> int:
+        nonlocal written, calls
+        calls += 1
+        if calls <= 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written += data[:50]
+        return len(data[:50])
+
+    monkeypatch.setattr("hubbub.log.os.write", write)
+    with LogWriter(-1) as out:
+        configure_logging("json", "info", out)
+        for event in (*5 * ["lost"], "written"):
+            structlog.get_logger().info(event)
+    log = [json.loads(line) for line in written.splitlines()]
+    assert [(entry["event"], entry.get("since_start")) for entry in log] == [("written", None), ("log lines lost", 5)]
+
+
+async def test_a_daemon_whose_log_nobody_reads() -> None:
+    """It costs lines. The server goes on, and stops when it is told to."""
+    with open_daemon(log_level="debug") as daemon:
+        assert daemon.process.stderr is not None
+        fcntl.fcntl(daemon.process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+        for number in range(50):
+            async with open_peer(daemon.port, f"/chat/{number}") as peer:
+                await peer.send("hello")
+                assert await peer.receive() == "hello"
+        daemon.process.send_signal(signal.SIGTERM)
+        assert await elsewhere(daemon.process.wait) == 0
 
 
 # -- what clients do

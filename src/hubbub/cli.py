@@ -22,11 +22,12 @@ from hubbub.cli_publish import KEY_VARIABLE, add_publish_arguments, run_publish
 from hubbub.cli_token import add_token_arguments, run_token
 from hubbub.config import Settings
 from hubbub.config_sources import OPTIONS, ConfigError, default_toml, flag, load
-from hubbub.log import configure_logging
+from hubbub.log import LogWriter, configure_logging
 from hubbub.model.errors import StartError
 
 # The settings that are worth a flag; all others are for the file and the environment.
 _FLAGS = ("host", "port", "log_format", "log_level", "tls_cert", "tls_key")
+_STDERR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +94,6 @@ def _serve(arguments: argparse.Namespace) -> int:
         settings = load(arguments.config, os.environ, flags)
     except ConfigError as error:
         return _refuse(error.problems)
-    configure_logging(settings.log_format, settings.log_level, sys.stderr)
     return _run(settings, lambda: load(arguments.config, os.environ, flags))
 
 
@@ -104,7 +104,9 @@ def _run(settings: Settings, wanted: Callable[[], Settings]) -> int:
     status = 0
     problems: list[str] = []
     try:
-        status = trio.run(run_daemon, settings, _announce, wanted)
+        with LogWriter(_STDERR) as stream:
+            configure_logging(settings.log_format, settings.log_level, stream)
+            status = trio.run(run_daemon, settings, _announce, wanted)
     except* StartError as group:  # alone, or as one nursery or several wrapped it
         problems = [str(error) for error in _leaves(group)]
     return _refuse(problems) if problems else status

@@ -41,7 +41,7 @@ from hubbub.listen import (
     run_accept_loop,
     url_of,
 )
-from hubbub.log import configure_logging
+from hubbub.log import set_log_level
 from hubbub.model.errors import StartError
 from hubbub.node import Node, open_node
 from hubbub.web.routes import Door
@@ -143,7 +143,7 @@ class Running:
         changed, need_restart = change(self.settings, self._before, wanted)
         self._before = wanted
         log.info("reloaded", changed=changed, need_restart=need_restart, certificate=tls is not None)
-        configure_logging(self.settings.log_format, self.settings.log_level, sys.stderr)
+        set_log_level(self.settings.log_level)
 
 
 def check_open(settings: Settings, addresses: Sequence[str]) -> None:
