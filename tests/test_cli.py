@@ -210,6 +210,18 @@ def test_serve_gives_the_node_its_settings_and_returns_its_status(
     assert capsys.readouterr() == ("listening on http://[::1]:3\n", "")
 
 
+def test_the_key_of_a_back_end_is_no_setting(node: Callable[[RunNode], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever tries the server and its back end in one shell has it in the environment; at a reload, too."""
+
+    async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted: Callable[[], Settings]) -> int:
+        assert wanted() == settings == Settings()
+        return 0
+
+    node(run_daemon)
+    monkeypatch.setenv("HUBBUB_API_KEY", "9vR4wZy7Np1sQe6G")
+    assert status_of("serve") == 0
+
+
 @pytest.mark.parametrize(
     ("error", "lines"),
     [

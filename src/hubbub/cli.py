@@ -91,10 +91,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     if arguments.open:
         flags["anonymous"] = "true"
     try:
-        settings = load(arguments.config, os.environ, flags)
+        settings = load(arguments.config, _environment(), flags)
     except ConfigError as error:
         return _refuse(error.problems)
-    return _run(settings, lambda: load(arguments.config, os.environ, flags))
+    return _run(settings, lambda: load(arguments.config, _environment(), flags))
 
 
 def _run(settings: Settings, wanted: Callable[[], Settings]) -> int:
@@ -114,8 +114,7 @@ def _run(settings: Settings, wanted: Callable[[], Settings]) -> int:
 
 def _run_tool(tool: Callable[[argparse.Namespace, Settings], tuple[int, str]], arguments: argparse.Namespace) -> int:
     try:
-        environ = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
-        settings = load(arguments.config, environ, {})
+        settings = load(arguments.config, _environment(), {})
         status, text = tool(arguments, settings)
     except ConfigError as error:
         return _refuse(error.problems)
@@ -123,6 +122,11 @@ def _run_tool(tool: Callable[[argparse.Namespace, Settings], tuple[int, str]], a
         return _refuse([str(error)])
     _say(text + "\n")
     return status
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment without the key of `hubbub publish` and of back ends, which is no setting."""
+    return {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
