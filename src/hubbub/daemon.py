@@ -26,7 +26,8 @@ from hubbub import systemd
 from hubbub.auth.keys import KeyRing
 from hubbub.auth.proxies import is_loopback, is_trusted, parse_networks
 from hubbub.collector import tune_collector
-from hubbub.config import Settings, change
+from hubbub.config import FIXED, Settings
+from hubbub.config_change import change
 from hubbub.connection.poller import Poller, open_poller
 from hubbub.connection.proxy_header import receive_proxy_header
 from hubbub.connection.transport import TcpTransport, TlsTransport, Transport
@@ -125,7 +126,8 @@ class Running:
         self.addresses: Sequence[str] = ()
         self.keys: KeyRing | None = None
         self.unwatched = Complaint()
-        self._before = settings  # as last read: `settings` may have been made to fit this machine
+        # As last read, what is fixed as at the start: `settings` may have been made to fit this machine.
+        self._before = settings
         self._wanted = wanted
 
     def reload(self) -> None:
@@ -141,7 +143,7 @@ class Running:
             return
         self.tls = tls
         changed, need_restart = change(self.settings, self._before, wanted)
-        self._before = wanted
+        self._before = msgspec.structs.replace(wanted, **{name: getattr(self._before, name) for name in FIXED})
         log.info("reloaded", changed=changed, need_restart=need_restart, certificate=tls is not None)
         set_log_level(self.settings.log_level)
 
