@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import structlog
@@ -26,8 +27,8 @@ from hubbub.log import (
     LOG_BYTES_MAX,
     SAME_PER_SECOND_MAX,
     LogWriter,
-    Throttle,
     configure_logging,
+    tell_suppressed,
 )
 from peers import SECONDS_MAX, HandshakeRefused, client_frame, close_payload, connect, open_peer, reset
 from servers import UNHURRIED, Daemon, elsewhere, open_daemon
@@ -78,90 +79,103 @@ def entries(stream: io.StringIO) -> list[Entry]:
 # -- what repeats
 
 
-def passed(throttle: Throttle, event: str, count: int = 1) -> list[structlog.typing.EventDict]:
-    """Say it so many times; those entries that aren't dropped."""
-    result = []
-    for number in range(count):
-        with contextlib.suppress(structlog.DropEvent):
-            result.append(throttle(None, "info", {"event": event, "number": number}))
-    return result
+@pytest.fixture
+def log(stream: io.StringIO) -> structlog.stdlib.BoundLogger:
+    """Writes JSON to the stream."""
+    configure_logging("json", "info", stream)
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger()
+    return logger
 
 
-def test_as_many_as_may_be(clock: Clock) -> None:
+def test_as_many_as_may_be(clock: Clock, log: structlog.stdlib.BoundLogger, stream: io.StringIO) -> None:
     """The first twenty of a second, unchanged; again in each second, with nothing left out."""
-    throttle = Throttle()
     for _ in range(3):
-        assert [entry["number"] for entry in passed(throttle, "x", SAME_PER_SECOND_MAX)] == list(range(20))
+        for number in range(SAME_PER_SECOND_MAX):
+            log.info("x", number=number)
         clock.now += 1
-    assert all("suppressed" not in entry for entry in passed(throttle, "x", SAME_PER_SECOND_MAX))
+        tell_suppressed()
+    assert [entry["number"] for entry in entries(stream)] == 3 * list(range(20))
 
 
 @pytest.mark.parametrize("count", [21, 22, 1000])
-@pytest.mark.parametrize("pause", [1, 3600])
-def test_what_is_left_out_is_counted(clock: Clock, count: int, pause: float) -> None:
-    """Once, by the next entry of that event, whenever that is."""
-    throttle = Throttle()
-    assert len(passed(throttle, "x", count)) == 20
+@pytest.mark.parametrize("moment", ["after a second", "at the next entry", "at the end"])
+def test_what_is_left_out_is_counted(
+    count: int, moment: str, clock: Clock, log: structlog.stdlib.BoundLogger, stream: io.StringIO
+) -> None:
+    """Once, in an entry of its own, when the second is over, and not before."""
+    for _ in range(count):
+        log.warning("x", reason="y", peer="::1")
     clock.now += 0.999
-    assert passed(throttle, "x") == []
-    clock.now += pause
-    assert [entry.get("suppressed") for entry in passed(throttle, "x", 3)] == [count + 1 - 20, None, None]
+    tell_suppressed()
+    assert len(entries(stream)) == 20
+    if moment == "at the end":
+        tell_suppressed(at_once=True)
+    clock.now += 0.001
+    if moment == "after a second":
+        tell_suppressed()
+    log.info("another")
+    *_, told, another = entries(stream)
+    told.pop("timestamp")
+    assert told == {"event": "x", "reason": "y", "level": "warning", "suppressed": count - 20}
+    assert another["event"] == "another"
+    log.warning("x", reason="y")
+    clock.now += 10
+    tell_suppressed(at_once=True)
+    assert len(entries(stream)) == 23
 
 
-def test_nothing_is_lost_count_of(clock: Clock) -> None:
+def test_nothing_is_lost_count_of(clock: Clock, log: structlog.stdlib.BoundLogger, stream: io.StringIO) -> None:
     """Over a long attack: what is written and what is counted is all that was."""
-    throttle = Throttle()
-    written = 0
-    suppressed = 0
     for number in range(10_000):
-        for entry in passed(throttle, "x"):
-            written += 1
-            suppressed += entry.get("suppressed", 0)
+        log.info("x")
         clock.now += 0.001 * (number % 7)
-    clock.now += 1
-    (last,) = passed(throttle, "x")
-    assert written + suppressed + last.get("suppressed", 0) == 10_000
-    assert written <= 20 * (sum(0.001 * (number % 7) for number in range(10_000)) + 1)
+    tell_suppressed(at_once=True)
+    counts = [entry.get("suppressed") for entry in entries(stream)]
+    assert counts.count(None) + sum(count for count in counts if isinstance(count, int)) == 10_000
+    assert counts.count(None) <= 20 * (sum(0.001 * (number % 7) for number in range(10_000)) + 1)
 
 
-def test_other_events_are_others(clock: Clock) -> None:
+@pytest.mark.parametrize(
+    ("flood", "rare"),
+    [
+        ({"event": "flood"}, {"event": "rare"}),
+        ({"event": "ended", "reason": "protocol_error"}, {"event": "ended", "reason": "no_pong"}),
+        ({"event": "refused", "status": 503}, {"event": "refused", "status": 403}),
+        ({"event": "refused", "limit": "proxy_protocol"}, {"event": "refused", "status": 429}),
+        ({"event": "hook failed", "hook": "connect"}, {"event": "hook failed", "hook": "publish"}),
+    ],
+)
+def test_other_kinds_are_others(
+    flood: dict[str, Any], rare: dict[str, Any], clock: Clock, log: structlog.stdlib.BoundLogger, stream: io.StringIO
+) -> None:
     """A flood of one doesn't hide the other, nor is it counted there."""
-    throttle = Throttle()
-    assert len(passed(throttle, "flood", 1000)) == 20
-    assert len(passed(throttle, "rare")) == 1
+    for number in range(1000):
+        log.info(**flood, number=number)
+    log.info(**rare)
     clock.now += 1
-    assert "suppressed" not in passed(throttle, "rare")[0]
-    assert passed(throttle, "flood")[0]["suppressed"] == 980
+    log.info(**rare)
+    first, told, last = entries(stream)[20:]
+    assert {**rare, "suppressed": 980} not in (first, last)
+    assert all(first[name] == last[name] == rare[name] for name in rare)
+    assert {name: told[name] for name in (*flood, "suppressed")} == {**flood, "suppressed": 980}
 
 
-def test_suppressed_in_json(clock: Clock, stream: io.StringIO) -> None:
-    """In the form for machines."""
-    configure_logging("json", "info", stream)
-    log = structlog.get_logger()
-    for number in range(100):
-        log.info("flood", number=number)
-        log.debug("not written, so not counted either")
-    log.warning("rare")
-    clock.now += 1
-    log.info("flood", number=100)
-    written = entries(stream)
-    assert [entry.get("number") for entry in written] == [*range(20), None, 100]
-    assert [entry["level"] for entry in written[-2:]] == ["warning", "info"]
-    assert written[-1]["suppressed"] == 80
-    assert all("suppressed" not in entry for entry in written[:-1])
+def test_what_clients_say_makes_no_kind(clock: Clock, log: structlog.stdlib.BoundLogger, stream: io.StringIO) -> None:
+    """Or an attacker would write as much as it likes."""
+    for number in range(1000):
+        log.info("refused", status=403, peer=f"10.0.0.{number}", why=f"Origin: got {number}", room=f"{number}")
+    assert len(entries(stream)) == 20
 
 
 def test_suppressed_in_text(clock: Clock, stream: io.StringIO) -> None:
     """In the form for people."""
     configure_logging("text", "info", stream)
-    log = structlog.get_logger()
     for _ in range(25):
-        log.info("flood")
+        structlog.get_logger().info("flood")
     clock.now += 1
-    log.info("flood")
+    tell_suppressed()
     lines = stream.getvalue().splitlines()
     assert len(lines) == 21
-    assert [line for line in lines if "suppressed" in line] == [lines[-1]]
     assert re.search(r"flood +suppressed=5$", lines[-1])
 
 
@@ -414,8 +428,12 @@ async def read_to_end(stream: trio.SocketStream) -> None:
     await trio.aclose_forcefully(stream)
 
 
-async def test_a_flood_of_wrong_ends() -> None:
-    """The disk is safe, and the figures are right: what is written and what is counted is all that was."""
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_flood_of_wrong_ends(waits: bool) -> None:
+    """The disk is safe, and the figures are right: what is written and what is counted is all that was.
+
+    It is said a second later, also if nothing else happens; and before the end.
+    """
 
     async def go_wrong(port: int) -> None:
         async with open_peer(port) as peer:
@@ -430,13 +448,15 @@ async def test_a_flood_of_wrong_ends() -> None:
                 for _ in range(count):
                     nursery.start_soon(go_wrong, daemon.port)
         took = trio.current_time() - start
-        await trio.sleep(1.1)
-        await go_wrong(daemon.port)
+        if waits:
+            await elsewhere(lambda: next(line for line in daemon.process.stderr or () if "suppressed" in line))
         log = [entry for entry in await log_of(daemon) if entry["event"] == "connection ended"]
-    suppressed = sum(entry["suppressed"] for entry in log if isinstance(entry.get("suppressed"), int))  # type: ignore[misc]
-    assert len(log) + suppressed == count + 1
-    assert len(log) <= 20 * (took + 2)
-    assert "suppressed" in log[-1]
+    if not waits:
+        written = [entry for entry in log if "suppressed" not in entry]
+        suppressed = [entry["suppressed"] for entry in log if "suppressed" in entry]
+        assert len(written) + sum(number for number in suppressed if isinstance(number, int)) == count
+        assert len(written) <= 20 * (took + 2)
+        assert log[-1]["reason"] == "protocol_error"
 
 
 async def test_text_is_one_line_an_entry() -> None:

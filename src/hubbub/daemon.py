@@ -3,6 +3,7 @@
 run_daemon
 ├─ signal watcher             SIGTERM, SIGINT: the first drains, the second cuts off; SIGHUP: settings anew
 ├─ watchdog                   if systemd wants one
+├─ suppressed                 says how much the log has left out
 └─ open_node                  hub, housekeeping, connections (`hubbub.node`)
    └─ listening nursery       cancelled first
       └─ accept loop          one a listening socket
@@ -42,7 +43,7 @@ from hubbub.listen import (
     run_accept_loop,
     url_of,
 )
-from hubbub.log import set_log_level
+from hubbub.log import set_log_level, tell_suppressed
 from hubbub.model.errors import StartError
 from hubbub.node import Node, open_node
 from hubbub.web.routes import Door
@@ -89,6 +90,7 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
                 running.keys = node.keys
                 await watching.start(watch_signals, running, connections.cancel_scope)
                 watching.start_soon(run_watchdog)
+                watching.start_soon(run_suppressed)
                 async with trio.open_nursery() as listening:
                     for door, listener, side_slots in at_the_side:
                         listening.start_soon(run_accept_loop, listener, side_slots, partial(start_at, door, side_slots))
@@ -101,6 +103,7 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
                     listening.cancel_scope.cancel()
                 listening_sockets.close()
             watching.cancel_scope.cancel()
+    tell_suppressed(at_once=True)
     log.info("stopped", cut_off=node.metrics.cut_off)
     return 1 if running.cut_off else 0
 
@@ -264,3 +267,10 @@ async def run_watchdog() -> None:
     while seconds is not None:
         systemd.notify("WATCHDOG=1")
         await trio.sleep(seconds)
+
+
+async def run_suppressed() -> None:
+    """Say what the log has left out, a second later, also if nothing else is logged."""
+    while True:
+        await trio.sleep(1)
+        tell_suppressed()

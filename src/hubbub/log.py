@@ -6,8 +6,9 @@ Rules:
   end in one handler of the standard library, so they look the same.
 - Nobody waits for the log: entries become text where they are made, and a thread writes them. A stream that nobody
   reads or that can't be written to (a full pipe, a full disk) costs lines, which are counted, and never the server.
-- One event is written at most 20 times a second: an attack costs log lines, not the disk. The next entry of that
-  event says how many were left out, as `suppressed`.
+- One kind of entry is written at most 20 times a second: an attack costs log lines, not the disk. After that second an
+  entry of its own says how many of that kind were left out, as `suppressed`. A kind is an event and the rest of `KIND`,
+  of which there are few: none of it is what clients say.
 - The level is hubbub's own. Libraries are heard from WARNING up: what they say below it is for their authors.
 """
 
@@ -25,6 +26,8 @@ from structlog.stdlib import ProcessorFormatter
 from hubbub.config_types import LogFormat, LogLevel
 
 SAME_PER_SECOND_MAX = 20
+KIND = ("event", "reason", "status", "limit", "hook")
+"""What the entries of a kind have in common, as far as they have it."""
 LOG_BYTES_MAX = 2**20
 """How much may wait to be written."""
 LAST_LINES_SECONDS_MAX = 1.0
@@ -120,23 +123,42 @@ class LogWriter:
 
 
 class Throttle:
-    """A structlog processor that leaves out what repeats too fast, by the event's name."""
+    """A structlog processor that leaves out what repeats too fast, by its kind."""
 
     def __init__(self) -> None:
-        self._windows: dict[str, tuple[float, int]] = {}  # event -> when its second began, how many since
+        # kind -> when its second began, how many since, and by which method of a logger the last came
+        self._windows: dict[tuple[tuple[str, object], ...], tuple[float, int, str]] = {}
+        self._lock = threading.Lock()  # the thread that writes has something to say, too
 
     def __call__(self, logger: object, method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
         """Pass the entry on, or drop it."""
-        event, now = str(entry.get("event")), time.monotonic()
-        began, count = self._windows.get(event, (now, 0))
-        if now - began >= 1:
-            if count > SAME_PER_SECOND_MAX:
-                entry["suppressed"] = count - SAME_PER_SECOND_MAX
-            began, count = now, 0
-        self._windows[event] = (began, count + 1)
+        if "suppressed" in entry:
+            return entry
+        self.settle()
+        kind = tuple((name, entry[name]) for name in KIND if name in entry)
+        with self._lock:
+            began, count, _ = self._windows.get(kind, (time.monotonic(), 0, method))
+            self._windows[kind] = began, count + 1, method
         if count >= SAME_PER_SECOND_MAX:
             raise structlog.DropEvent
         return entry
+
+    def settle(self, at_once: bool = False) -> None:
+        """Log how many were left out in the seconds that are over, or in all that have begun."""
+        now = time.monotonic()
+        with self._lock:
+            over = [kind for kind, (began, *_) in self._windows.items() if at_once or now - began >= 1]
+            windows = [(kind, *self._windows.pop(kind)[1:]) for kind in over]
+        for kind, count, method in windows:
+            if count > SAME_PER_SECOND_MAX:
+                getattr(log, method)(**dict(kind), suppressed=count - SAME_PER_SECOND_MAX)
+
+
+def tell_suppressed(at_once: bool = False) -> None:
+    """Log what has been left out: in the seconds that are over, or in all that have begun."""
+    for processor in structlog.get_config()["processors"]:
+        if isinstance(processor, Throttle):
+            processor.settle(at_once)
 
 
 def configure_logging(log_format: LogFormat, log_level: LogLevel, stream: Stream) -> None:
