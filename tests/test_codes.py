@@ -772,7 +772,7 @@ WAYS_IN: dict[str, tuple[str, tuple[str, ...], int, str]] = {
         "GET",
         (*HANDSHAKE, "Origin: https://evil.example"),
         403,
-        "Origin: got 'https://evil.example', allowed: the same host",
+        "Origin: got 'https://evil.example', allowed: the same host and port; see allowed_origins",
     ),
     "foreign host": ("GET", ("Host: example.com", *HANDSHAKE[1:]), 421, "Host: got 'example.com'"),
     "post": ("POST", (*HANDSHAKE, "Content-Length: 0"), 405, "method: got 'POST', allowed: GET"),

@@ -30,7 +30,17 @@ from hubbub.log import (
     configure_logging,
     tell_suppressed,
 )
-from peers import SECONDS_MAX, HandshakeRefused, client_frame, close_payload, connect, open_peer, reset
+from peers import (
+    SECONDS_MAX,
+    HandshakeRefused,
+    client_frame,
+    close_payload,
+    connect,
+    handshake,
+    open_peer,
+    reset,
+    shake_hands,
+)
 from servers import UNHURRIED, Daemon, elsewhere, open_daemon
 
 Entry = dict[str, object]
@@ -361,10 +371,30 @@ async def test_each_wrong_end_is_one_entry() -> None:
     assert [entry["event"] for entry in log if entry not in ends] == ["draining", "stopped"]
 
 
+async def test_what_a_list_does_not_allow_is_an_entry() -> None:
+    """The list may be wrong: whoever runs the server sees which name was refused."""
+    with open_daemon() as daemon:
+        for host, origin in (("chat.example", "http://localhost"), ("localhost", "http://localhost:3000")):
+            async with await connect(daemon.port) as stream:
+                with pytest.raises(HandshakeRefused):
+                    await shake_hands(stream, handshake(host=host, headers=(("Origin", origin),)))
+        refused = [entry for entry in await log_of(daemon) if entry["event"] == "refused"]
+    assert [(entry["level"], entry["status"], entry["why"]) for entry in refused] == [
+        ("info", 421, "Host: got 'chat.example', allowed: loopback names and the bound address; see allowed_hosts"),
+        ("info", 403, "Origin: got 'http://localhost:3000', allowed: the same host and port; see allowed_origins"),
+    ]
+
+
 async def test_wrong_requests_are_no_entries() -> None:
     """They are counted in the metrics; an attacker doesn't write our log."""
     with open_daemon(**LIMITS, head_seconds_max=0.3) as daemon:
-        for request in (b"\0" * 500, b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"x", b""):
+        for request in (
+            b"\0" * 500,
+            b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"x",
+            b"",
+        ):
             stream = await connect(daemon.port)
             await stream.send_all(request)
             await stream.send_eof()

@@ -162,9 +162,10 @@ class FrontDoor:
             head_deadline = trio.current_time() + settings.head_seconds_max
 
     def _refuse(self, visit: Visit, error: HttpError) -> Response:
-        """Log it: what met a limit concerns the operator, what was malformed only who looks for it."""
+        """Log it: what met a limit or a list concerns the operator, what was malformed only who looks for it."""
         status = error.response.status
-        write = log.info if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE) else log.debug
+        met_a_limit = status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+        write = log.info if met_a_limit or error.notable else log.debug
         write("refused", peer=visit.peer, status=status, why=str(error))
         return error.response
 
