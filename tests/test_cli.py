@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import ModuleType
@@ -176,6 +177,58 @@ def test_reader_of_stdout_has_left(argv: list[str]) -> None:
             timeout=30,
         )
     assert (end.returncode, end.stderr) == (0 if argv else 2, b"")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["config", "default"],
+        ["config", "check", "hubbub.toml"],
+        ["token", "--user", "42", "--config", "hubbub.toml"],
+        ["--version"],
+        ["serve", "--help"],
+        ["serve", "--port", "0"],
+        [],
+    ],
+)
+def test_stdout_that_cannot_be_written(argv: list[str], place: Path) -> None:
+    (place / "hubbub.toml").write_text(f'token_hmac_secret = "{32 * "x"}"')
+    with open("/dev/full", "wb") as stdout:
+        command = [sys.executable, "-m", "hubbub", *argv]
+        end = subprocess.run(command, env=ENVIRONMENT, stdout=stdout, stderr=subprocess.PIPE, timeout=30)
+    assert (end.returncode, end.stderr) == (2, b"hubbub: can't write to stdout: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-"])
+def test_streams_that_are_closed(closed: str) -> None:
+    """No socket gets the number of one, and so what was meant for it."""
+    command = f'exec "$0" -m hubbub serve --port 0 {closed}'
+    with subprocess.Popen(["sh", "-c", command, sys.executable], env=ENVIRONMENT, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            until(lambda: catches_sigterm(process.pid))
+            files = Path(f"/proc/{process.pid}/fd")
+            numbers = [number for number in ("0", "1", "2") if f"{number}<&-" in closed or f"{number}>&-" in closed]
+            assert [os.readlink(files / number) for number in numbers] == ["/dev/null"] * len(numbers)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
+
+
+def catches_sigterm(pid: int) -> bool:
+    """Whether the server is up."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for it."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.fixture

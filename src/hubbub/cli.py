@@ -3,8 +3,8 @@
 Rules:
 
 - Flags carry text, and only those that were given; `hubbub.config` judges them as it judges every source.
-- A mistake of the operator (arguments, configuration, a port in use) is one line each on stderr and status 2,
-  never a traceback. A traceback is a mistake of ours.
+- A mistake of the operator (arguments, configuration, a port in use, a full disk at stdout) is one line each on stderr
+  and status 2, never a traceback. A traceback is a mistake of ours.
 - `config check` answers a question, so its lines go to stdout: `ok` and status 0, or the mistakes and 1.
 - A reader of stdout may leave (`hubbub config default | head -1`) without any complaint from us.
 """
@@ -35,25 +35,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises SystemExit for `--help`, `--version` and what is no command, as argparse does.
     """
+    _open_closed_streams()
     try:
-        parser = _parser()
-        arguments = parser.parse_args(argv)
-        match arguments.command:
-            case "serve":
-                return _serve(arguments)
-            case "default":
-                _say(default_toml())
-                return 0
-            case "check":
-                return _check(arguments.file)
-            case "token":
-                return _run_tool(run_token, arguments)
-            case "publish":
-                return _run_tool(run_publish, arguments)
-        parser.print_help()
-        return 2
-    finally:
-        _say("")  # flushes what argparse printed
+        try:
+            return _run_command(argv)
+        finally:
+            _say("")  # flushes what argparse printed
+    except StartError as error:
+        return _refuse([str(error)])
+
+
+def _run_command(argv: Sequence[str] | None) -> int:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    match arguments.command:
+        case "serve":
+            return _serve(arguments)
+        case "default":
+            _say(default_toml())
+            return 0
+        case "check":
+            return _check(arguments.file)
+        case "token":
+            return _run_tool(run_token, arguments)
+        case "publish":
+            return _run_tool(run_publish, arguments)
+    parser.print_help()
+    return 2
+
+
+def _open_closed_streams() -> None:
+    """Open the standard streams that were closed for us, to nowhere: else a socket would get the number of one."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 - stays open
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,8 +133,6 @@ def _run_tool(tool: Callable[[argparse.Namespace, Settings], tuple[int, str]], a
         status, text = tool(arguments, settings)
     except ConfigError as error:
         return _refuse(error.problems)
-    except StartError as error:
-        return _refuse([str(error)])
     _say(text + "\n")
     return status
 
@@ -158,10 +171,16 @@ def _refuse(problems: Sequence[str]) -> int:
 
 
 def _say(text: str) -> None:
-    """Write `text` to stdout at once; if its reader has left, to nowhere."""
+    """Write `text` to stdout at once; if its reader has left, to nowhere.
+
+    Raises:
+        StartError: it can't be written.
+    """
     try:
         print(text, end="", flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         # The text is still buffered, and Python would try it again when it exits, and complain.
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise StartError(f"can't write to stdout: {error.strerror}") from error
