@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,11 +13,19 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from hubbub import __version__
 from hubbub.cli import main
 from hubbub.config import Settings
 from hubbub.config_sources import default_toml
+from hubbub.listen import load_tls
 from hubbub.model.errors import StartError
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("HUBBUB_")}
@@ -325,11 +334,47 @@ def test_address_that_cannot_be_used(host: str) -> None:
     assert_refused(run("serve", "--host", host, "--port", "0"))
 
 
-@pytest.mark.parametrize("content", [None, "", "no certificate"])
-def test_certificate_that_cannot_be_used(content: str | None, place: Path) -> None:
-    if content is not None:
-        (place / "tls.pem").write_text(content)
-    assert_refused(run("serve", "--port", "0", "--tls-cert", "tls.pem", "--tls-key", "tls.pem"))
+CERT = "allowed: PEM of a certificate, followed by those that it rests on"
+KEY = "allowed: PEM of the certificate's private key, without a password"
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "why"),
+    [
+        ("none.pem", "key.pem", "tls_cert none.pem: cannot be read: No such file or directory"),
+        ("cert.pem", "none.pem", "tls_key none.pem: cannot be read: No such file or directory"),
+        ("none.pem", "none2.pem", "tls_cert none.pem: cannot be read: No such file or directory"),
+        ("cert.pem", ".", "tls_key .: cannot be read: Is a directory"),
+        ("empty.pem", "key.pem", f"tls_cert empty.pem: {CERT}"),
+        ("junk.pem", "key.pem", f"tls_cert junk.pem: {CERT}"),
+        ("junk.pem", "junk.pem", f"tls_cert junk.pem: {CERT}"),
+        ("noise.pem", "key.pem", f"tls_cert noise.pem: {CERT}"),
+        ("cert.pem", "empty.pem", f"tls_key empty.pem: {KEY}"),
+        ("cert.pem", "junk.pem", f"tls_key junk.pem: {KEY}"),
+        ("key.pem", "cert.pem", f"tls_cert key.pem: {CERT}"),
+        ("cert.pem", "cert.pem", f"tls_key cert.pem: {KEY}"),
+        ("cert.pem", "other.pem", "tls_key other.pem: it belongs to another certificate than tls_cert cert.pem"),
+        ("cert.pem", "locked.pem", "tls_key locked.pem: it is encrypted, allowed: a key without a password"),
+    ],
+)
+def test_certificate_that_cannot_be_used(cert: str, key: str, why: str, place: Path) -> None:
+    leaf, other = (trustme.CA().issue_cert("localhost") for _ in range(2))
+    (place / "cert.pem").write_bytes(leaf.cert_chain_pems[0].bytes())
+    (place / "key.pem").write_bytes(leaf.private_key_pem.bytes())
+    (place / "other.pem").write_bytes(other.private_key_pem.bytes())
+    locked = load_pem_private_key(leaf.private_key_pem.bytes(), None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+    )
+    (place / "locked.pem").write_bytes(locked)
+    (place / "empty.pem").touch()
+    (place / "junk.pem").write_text("no certificate")
+    (place / "noise.pem").write_bytes(bytes(range(256)))
+    with pytest.raises(StartError, match=f"^{re.escape(why)}$"):
+        load_tls(Settings(tls_cert=cert, tls_key=key))
+
+
+def test_a_certificate_that_is_not_there_is_one_line() -> None:
+    assert_refused(run("serve", "--port", "0", "--tls-cert", "none.pem", "--tls-key", "none.pem"))
 
 
 def test_serve_announces_itself_and_ends_on_sigterm() -> None:
