@@ -646,8 +646,8 @@ def test_every_refusal_has_its_row() -> None:
     """
     said = {row.about for row in REFUSED.values()}
     unsaid = {refusal for refusal in codes.ERRORS if refusal.value not in said}
-    elsewhere_ = {Refusal.DENIED, Refusal.HISTORY_DENIED, Refusal.TOO_MANY_OF_USER, Refusal.UNANSWERED}
-    assert unsaid == {Refusal.BUSY, Refusal.STOPPING} | elsewhere_
+    permissions = {Refusal.NOT_LET_IN, Refusal.DENIED, Refusal.HISTORY_DENIED}
+    assert unsaid == {Refusal.BUSY, Refusal.STOPPING, Refusal.TOO_MANY_OF_USER, Refusal.UNANSWERED} | permissions
     assert set(codes.ERRORS) == set(Refusal)
 
 

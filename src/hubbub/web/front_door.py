@@ -31,7 +31,12 @@ from hubbub.web.http import HttpConnection, HttpError, Request, Response
 from hubbub.web.metrics import Metrics
 from hubbub.web.routes import Door, House, Routes, Visit
 
-STATUSES = {Refusal.DENIED: 403, Refusal.HISTORY_DENIED: 403, Refusal.TOO_MANY_OF_USER: 429}
+STATUSES = {
+    Refusal.NOT_LET_IN: 403,
+    Refusal.DENIED: 403,
+    Refusal.HISTORY_DENIED: 403,
+    Refusal.TOO_MANY_OF_USER: 429,
+}
 """What is answered in place of the 101 to whom the hub doesn't let in; 503 to all others."""
 
 log = structlog.get_logger()
