@@ -27,6 +27,8 @@ OUT_OF_RESOURCES_SECONDS = 0.25
 COMPLAIN_SECONDS = 10.0
 FILES_RESERVED = 64
 """Open files that aren't connections: listeners, the operators', the log, Trio's own."""
+CONNECTIONS_WORTHWHILE = 64
+"""If connections_max would have to be lowered to fewer, the limit of open files is a mistake."""
 API_CONNECTIONS_MAX = 64
 """Connections at `api_address`: a back end keeps a few open."""
 NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
@@ -159,15 +161,24 @@ def open_listeners_at(address: str) -> list[socket.socket]:
 
 
 def fit_file_limit(settings: Settings) -> None:
-    """Raise the limit of open files to the most this process may have, and lower `connections_max` to fit under it."""
+    """Raise the limit of open files to the most this process may have, and lower `connections_max` to fit under it.
+
+    Raises:
+        StartError: hardly any connection would fit.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     asks = settings.hook_connect_url or settings.hook_subscribe_url or settings.hook_publish_url
     spare = settings.connections_spare + settings.hook_requests_max * bool(asks)
     most = hard - FILES_RESERVED - spare - API_CONNECTIONS_MAX * bool(settings.api_address)
     if hard != resource.RLIM_INFINITY and settings.connections_max > most:
-        log.warning("connections_max lowered", wanted=settings.connections_max, now=max(1, most), file_limit=hard)
-        settings.connections_max = max(1, most)
+        if most < CONNECTIONS_WORTHWHILE:
+            needed = hard - most + min(settings.connections_max, CONNECTIONS_WORTHWHILE)
+            raise StartError(
+                f"file limit: got {hard}, allowed: from {needed} (ulimit -n, LimitNOFILE) with these settings"
+            )
+        log.warning("connections_max lowered", wanted=settings.connections_max, now=most, file_limit=hard)
+        settings.connections_max = most
 
 
 def url_of(listener: socket.socket, tls: bool) -> str:
