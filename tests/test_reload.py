@@ -253,6 +253,16 @@ async def test_namespaces(tmp_path: Path) -> None:
         ]
 
 
+async def test_short_secrets(tmp_path: Path) -> None:
+    """They are taken, and worth a warning that names the setting: at the start, and at a reload."""
+    with open_reloadable(tmp_path, f'token_hmac_secret = "{31 * "x"}"\nhook_secret = "{32 * "y"}"') as server:
+        entry = await logged(server.daemon, "short secret")
+        assert (entry["level"], entry["setting"]) == ("warning", "token_hmac_secret")
+        entry = await server.reload('hook_secret = "short"', "short secret")
+        assert (entry["level"], entry["setting"]) == ("warning", "hook_secret")
+        assert (await logged(server.daemon, "reloaded"))["changed"] == ["token_hmac_secret", "hook_secret"]
+
+
 async def test_environment_and_flags_still_overrule_the_file(tmp_path: Path) -> None:
     """A file read again isn't stronger than it was."""
     with open_reloadable(tmp_path, "", "--log-level", "info", message_bytes_max=1000) as server:

@@ -51,6 +51,8 @@ from hubbub.web.routes import Door
 SIDE_DOORS = {Door.METRICS: ("metrics_address", 16), Door.API: ("api_address", API_CONNECTIONS_MAX)}
 """The setting that opens each, and how many connections it takes: its own, whatever happens at the front."""
 
+SECRET_CHARACTERS_WISE = 32
+
 log = structlog.get_logger()
 
 
@@ -77,6 +79,7 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
         at_the_side = open_side_doors(settings, listening_sockets)
         running.addresses = [listener.getsockname()[0] for listener in listeners]
         check_open(settings, running.addresses)
+        warn_of_short_secrets(settings)
         async with trio.open_nursery() as watching:
             async with open_node(settings, random.Random(), poller) as (node, connections):
 
@@ -144,6 +147,7 @@ class Running:
         except Exception as error:
             log.error("reload failed; nothing is changed", why=str(error).splitlines())
             return
+        warn_of_short_secrets(wanted)
         self.tls = tls
         changed, need_restart = change(self.settings, self._before, wanted)
         self._before = msgspec.structs.replace(wanted, **{name: getattr(self._before, name) for name in FIXED})
@@ -167,6 +171,13 @@ def check_open(settings: Settings, addresses: Sequence[str]) -> None:
                 "token_public_keys or token_jwks) or hook_connect_url, or say that strangers are welcome: "
                 "anonymous = true, or --open"
             )
+
+
+def warn_of_short_secrets(settings: Settings) -> None:
+    """Say which are short enough to be found out from what they have signed."""
+    for name in ("token_hmac_secret", "token_hmac_secret_previous", "hook_secret"):
+        if 0 < len(getattr(settings, name)) < SECRET_CHARACTERS_WISE:
+            log.warning("short secret", setting=name, why="at least 32 random characters are wise")
 
 
 async def serve_socket(
