@@ -21,7 +21,7 @@ LAYERS = [
     {"hooks"},
     {"connection"},
     {"web", "listen", "log"},
-    {"config_sources", "node"},
+    {"config_change", "config_sources", "node"},
     {"daemon", "cli_publish", "cli_token"},
     {"cli"},
     {"__main__"},

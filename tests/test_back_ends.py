@@ -4,8 +4,10 @@ import contextlib
 import re
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,12 +44,9 @@ def fetch(port: int, path: str) -> str:
 
 @pytest.mark.parametrize("language", ["js", "python"])
 async def test_back_end(language: str, tmp_path: Path) -> None:
-    name, begins = {"js": ("back_end.mjs", "// back_end.mjs"), "python": ("back_end.py", "# back_end.py")}[language]
-    program = need("node") if language == "js" else sys.executable
-    port, file = free_port(), tmp_path / name
     settings = {"token_hmac_secret": SECRET, "api_keys": ",".join(KEYS)}
     with open_daemon(**settings) as daemon:
-        file.write_text(example(begins, daemon.port, port))
+        port, file, program = back_end_of(language, daemon.port, tmp_path)
         with running(program, str(file)):
             await until_it_listens(port)
             token = await elsewhere(lambda: fetch(port, "/token"))
@@ -60,6 +59,32 @@ async def test_back_end(language: str, tmp_path: Path) -> None:
             assert heard == {"data": {"text": "42 was here"}, "offset": 1}
             assert '"offset"' in said
             assert [member["user"] for member in presence["presence"].values()] == ["42"]
+
+
+@pytest.mark.parametrize("language", ["js", "python"])
+async def test_back_end_without_a_server(language: str, tmp_path: Path) -> None:
+    """It says so, and goes on."""
+    port, file, command = back_end_of(language, free_port(), tmp_path)
+
+    def status_of(path: str) -> int:
+        try:
+            fetch(port, path)
+        except urllib.error.HTTPError as error:
+            return error.code
+        return 200
+
+    with running(command, str(file)):
+        await until_it_listens(port)
+        assert [await elsewhere(partial(status_of, path)) for path in ("/say", "/say", "/token")] == [502, 502, 200]
+
+
+def back_end_of(language: str, hubbub: int, folder: Path) -> tuple[int, Path, str]:
+    """Write down the README's; return where it will listen, its file, and what runs that."""
+    name, begins = {"js": ("back_end.mjs", "// back_end.mjs"), "python": ("back_end.py", "# back_end.py")}[language]
+    program = need("node") if language == "js" else sys.executable
+    port, file = free_port(), folder / name
+    file.write_text(example(begins, hubbub, port))
+    return port, file, program
 
 
 @contextlib.contextmanager

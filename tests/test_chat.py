@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 
 from hubbub.core.frames import BINARY, CLOSE, PING, PONG, TEXT
-from peers import Closed, Peer, client_frame, open_peer
+from peers import Closed, Peer, client_frame, close_payload, open_peer, reset
 from servers import open_daemon, open_server, until_quiet
 from tools import need_node_with_websocket
 
@@ -139,6 +140,21 @@ async def test_close_is_answered_with_the_same_code(payload: bytes) -> None:
             await peer.receive_frame()
         assert closed.value.reason == "end of stream"
         await until_quiet(server.node)
+
+
+async def test_who_closes_and_resets_has_broken_no_protocol() -> None:
+    """It has closed, although it couldn't be answered; or the reset was seen first."""
+    async with open_server() as server:
+        with capture_logs() as logs:
+            for _ in range(20):
+                async with open_peer(server.port) as peer:
+                    await peer.send_frame(CLOSE, close_payload(1000))
+                    assert isinstance(peer.stream, trio.SocketStream)
+                    await reset(peer.stream)
+            await until_quiet(server.node)
+    reasons = [entry["reason"] for entry in logs if entry["event"] == "connection ended"]
+    assert len(reasons) == 20
+    assert set(reasons) <= {"peer_closed", "peer_reset"}
 
 
 VIOLATIONS = {

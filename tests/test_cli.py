@@ -2,20 +2,30 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from hubbub import __version__
 from hubbub.cli import main
 from hubbub.config import Settings
 from hubbub.config_sources import default_toml
+from hubbub.listen import load_tls
 from hubbub.model.errors import StartError
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("HUBBUB_")}
@@ -178,6 +188,58 @@ def test_reader_of_stdout_has_left(argv: list[str]) -> None:
     assert (end.returncode, end.stderr) == (0 if argv else 2, b"")
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["config", "default"],
+        ["config", "check", "hubbub.toml"],
+        ["token", "--user", "42", "--config", "hubbub.toml"],
+        ["--version"],
+        ["serve", "--help"],
+        ["serve", "--port", "0"],
+        [],
+    ],
+)
+def test_stdout_that_cannot_be_written(argv: list[str], place: Path) -> None:
+    (place / "hubbub.toml").write_text(f'token_hmac_secret = "{32 * "x"}"')
+    with open("/dev/full", "wb") as stdout:
+        command = [sys.executable, "-m", "hubbub", *argv]
+        end = subprocess.run(command, env=ENVIRONMENT, stdout=stdout, stderr=subprocess.PIPE, timeout=30)
+    assert (end.returncode, end.stderr) == (2, b"hubbub: can't write to stdout: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-"])
+def test_streams_that_are_closed(closed: str) -> None:
+    """No socket gets the number of one, and so what was meant for it."""
+    command = f'exec "$0" -m hubbub serve --port 0 {closed}'
+    with subprocess.Popen(["sh", "-c", command, sys.executable], env=ENVIRONMENT, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            until(lambda: catches_sigterm(process.pid))
+            files = Path(f"/proc/{process.pid}/fd")
+            numbers = [number for number in ("0", "1", "2") if f"{number}<&-" in closed or f"{number}>&-" in closed]
+            assert [os.readlink(files / number) for number in numbers] == ["/dev/null"] * len(numbers)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
+
+
+def catches_sigterm(pid: int) -> bool:
+    """Whether the server is up."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for it."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def node(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunNode], None]:
     """Puts a function in the place of `run_daemon`."""
@@ -208,6 +270,18 @@ def test_serve_gives_the_node_its_settings_and_returns_its_status(
     monkeypatch.setenv("HUBBUB_PORT", "2")
     assert status_of("serve", "--config", "hubbub.toml", "--port", "3", "--host", "::1") == 1
     assert capsys.readouterr() == ("listening on http://[::1]:3\n", "")
+
+
+def test_the_key_of_a_back_end_is_no_setting(node: Callable[[RunNode], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever tries the server and its back end in one shell has it in the environment; at a reload, too."""
+
+    async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted: Callable[[], Settings]) -> int:
+        assert wanted() == settings == Settings()
+        return 0
+
+    node(run_daemon)
+    monkeypatch.setenv("HUBBUB_API_KEY", "9vR4wZy7Np1sQe6G")
+    assert status_of("serve") == 0
 
 
 @pytest.mark.parametrize(
@@ -260,11 +334,47 @@ def test_address_that_cannot_be_used(host: str) -> None:
     assert_refused(run("serve", "--host", host, "--port", "0"))
 
 
-@pytest.mark.parametrize("content", [None, "", "no certificate"])
-def test_certificate_that_cannot_be_used(content: str | None, place: Path) -> None:
-    if content is not None:
-        (place / "tls.pem").write_text(content)
-    assert_refused(run("serve", "--port", "0", "--tls-cert", "tls.pem", "--tls-key", "tls.pem"))
+CERT = "allowed: PEM of a certificate, followed by those that it rests on"
+KEY = "allowed: PEM of the certificate's private key, without a password"
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "why"),
+    [
+        ("none.pem", "key.pem", "tls_cert none.pem: cannot be read: No such file or directory"),
+        ("cert.pem", "none.pem", "tls_key none.pem: cannot be read: No such file or directory"),
+        ("none.pem", "none2.pem", "tls_cert none.pem: cannot be read: No such file or directory"),
+        ("cert.pem", ".", "tls_key .: cannot be read: Is a directory"),
+        ("empty.pem", "key.pem", f"tls_cert empty.pem: {CERT}"),
+        ("junk.pem", "key.pem", f"tls_cert junk.pem: {CERT}"),
+        ("junk.pem", "junk.pem", f"tls_cert junk.pem: {CERT}"),
+        ("noise.pem", "key.pem", f"tls_cert noise.pem: {CERT}"),
+        ("cert.pem", "empty.pem", f"tls_key empty.pem: {KEY}"),
+        ("cert.pem", "junk.pem", f"tls_key junk.pem: {KEY}"),
+        ("key.pem", "cert.pem", f"tls_cert key.pem: {CERT}"),
+        ("cert.pem", "cert.pem", f"tls_key cert.pem: {KEY}"),
+        ("cert.pem", "other.pem", "tls_key other.pem: it belongs to another certificate than tls_cert cert.pem"),
+        ("cert.pem", "locked.pem", "tls_key locked.pem: it is encrypted, allowed: a key without a password"),
+    ],
+)
+def test_certificate_that_cannot_be_used(cert: str, key: str, why: str, place: Path) -> None:
+    leaf, other = (trustme.CA().issue_cert("localhost") for _ in range(2))
+    (place / "cert.pem").write_bytes(leaf.cert_chain_pems[0].bytes())
+    (place / "key.pem").write_bytes(leaf.private_key_pem.bytes())
+    (place / "other.pem").write_bytes(other.private_key_pem.bytes())
+    locked = load_pem_private_key(leaf.private_key_pem.bytes(), None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+    )
+    (place / "locked.pem").write_bytes(locked)
+    (place / "empty.pem").touch()
+    (place / "junk.pem").write_text("no certificate")
+    (place / "noise.pem").write_bytes(bytes(range(256)))
+    with pytest.raises(StartError, match=f"^{re.escape(why)}$"):
+        load_tls(Settings(tls_cert=cert, tls_key=key))
+
+
+def test_a_certificate_that_is_not_there_is_one_line() -> None:
+    assert_refused(run("serve", "--port", "0", "--tls-cert", "none.pem", "--tls-key", "none.pem"))
 
 
 def test_serve_announces_itself_and_ends_on_sigterm() -> None:

@@ -646,8 +646,8 @@ def test_every_refusal_has_its_row() -> None:
     """
     said = {row.about for row in REFUSED.values()}
     unsaid = {refusal for refusal in codes.ERRORS if refusal.value not in said}
-    elsewhere_ = {Refusal.DENIED, Refusal.HISTORY_DENIED, Refusal.TOO_MANY_OF_USER, Refusal.UNANSWERED}
-    assert unsaid == {Refusal.BUSY, Refusal.STOPPING} | elsewhere_
+    permissions = {Refusal.NOT_LET_IN, Refusal.DENIED, Refusal.HISTORY_DENIED}
+    assert unsaid == {Refusal.BUSY, Refusal.STOPPING, Refusal.TOO_MANY_OF_USER, Refusal.UNANSWERED} | permissions
     assert set(codes.ERRORS) == set(Refusal)
 
 
@@ -772,7 +772,7 @@ WAYS_IN: dict[str, tuple[str, tuple[str, ...], int, str]] = {
         "GET",
         (*HANDSHAKE, "Origin: https://evil.example"),
         403,
-        "Origin: got 'https://evil.example', allowed: the same host",
+        "Origin: got 'https://evil.example', allowed: the same host and port; see allowed_origins",
     ),
     "foreign host": ("GET", ("Host: example.com", *HANDSHAKE[1:]), 421, "Host: got 'example.com'"),
     "post": ("POST", (*HANDSHAKE, "Content-Length: 0"), 405, "method: got 'POST', allowed: GET"),

@@ -207,17 +207,17 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
     "foreign origin": (
         head("GET /chat HTTP/1.1", *HANDSHAKE, "Origin: https://evil.example"),
         403,
-        "Origin: got 'https://evil.example', allowed: the same host",
+        "Origin: got 'https://evil.example', allowed: the same host and port; see allowed_origins",
     ),
     "null origin": (
         head("GET /chat HTTP/1.1", *HANDSHAKE, "Origin: null"),
         403,
-        "Origin: got 'null', allowed: the same host",
+        "Origin: got 'null', allowed: the same host and port; see allowed_origins",
     ),
     "two origins": (
         head("GET /chat HTTP/1.1", *HANDSHAKE, "Origin: http://localhost", "Origin: http://localhost"),
         403,
-        "Origin: got 'http://localhost, http://localhost', allowed: the same host",
+        "Origin: got 'http://localhost, http://localhost', allowed: the same host and port; see allowed_origins",
     ),
 }
 

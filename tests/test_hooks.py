@@ -239,7 +239,7 @@ async def test_no_answer() -> None:
                 backend.give_raw(answer)
                 with capture_logs() as entries:
                     for complaints in hooks.questions._complaints.values():
-                        complaints._quiet_until = 0.0
+                        complaints._known.clear()
                     assert await hooks.ask(SUBSCRIBE) == Unanswered(), name
                     assert await hooks.ask(PUBLISH) == Allowed(), name
                 assert [entry["hook"] for entry in entries] == ["subscribe", "publish"], name
@@ -296,6 +296,22 @@ async def test_log_line_about_a_hook(monkeypatch: pytest.MonkeyPatch) -> None:
         assert backend.requests[0].headers["authorization"] == "Basic bmFtZTpwYXNzd29yZA=="
         expected = {"event": "hook failed", "log_level": "warning", "hook": "connect", "why": "it answers 503"}
         assert entries == [{**expected, "url": backend.url(), "count": count} for count in (1, 10)]
+
+
+async def test_another_reason_is_another_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What went wrong before doesn't hide what goes wrong now, nor is it counted there."""
+    monkeypatch.setattr(back_end_module, "COMPLAINT_SECONDS", 0.3)
+    answers = ((b"{}", "503 Service Unavailable"), (b"{}", "500 Internal Server Error"))
+    async with open_backend() as backend, open_hooks(asking(backend)) as hooks:
+        with capture_logs() as entries:
+            for _ in range(2):
+                for body, status in answers:
+                    backend.give(body, status)
+                    for _ in range(5):
+                        await hooks.ask(CONNECT)
+                await trio.sleep(0.35)
+    reasons = [(entry["why"], entry["count"]) for entry in entries]
+    assert reasons == [(why, count) for count in (1, 5) for why in ("it answers 503", "it answers 500")]
 
 
 async def test_environment_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,14 @@ async def status_of(port: int, path: str = "/chat/room") -> int:
         return refused.status
 
 
+async def sentence_of(port: int, path: str = "/chat/room") -> str:
+    """What a refused plain handshake is told."""
+    with pytest.raises(HandshakeRefused) as refused:
+        async with open_peer(port, path):
+            pass
+    return refused.value.response.decode().rpartition("\r\n\r\n")[2].strip()
+
+
 async def refusal(client: Client, method: str, **body: object) -> tuple[int, str, bool]:
     """Return the error that a command is answered with."""
     with pytest.raises(Refused) as refused:
@@ -84,18 +92,18 @@ async def test_connect_denied() -> None:
         backend.give({"error": {"code": 1999, "message": "not today", "temporary": True}})
         async with open_structured(server.port, connected=False) as client:
             assert await refusal(client, "connect") == (1999, "not today", True)
-        assert await status_of(server.port) == 403
+        assert await sentence_of(server.port) == "403 Forbidden: not permitted to connect"
         backend.give({"disconnect": {"code": 4501, "reason": "banned"}})
         async with open_structured(server.port, connected=False) as client:
             await client.say("connect")
             closed = await client.ended()
             assert (closed.code, closed.reason) == (4501, "banned")
-        assert await status_of(server.port) == 403
+        assert await sentence_of(server.port) == "403 Forbidden: not permitted to connect"
         backend.give(b"what?")
         async with open_structured(server.port, connected=False) as client:
             await client.say("connect")
             assert (await client.ended()).code == 3004
-        assert await status_of(server.port) == 503
+        assert await sentence_of(server.port) == "503 Service Unavailable: the back end gave no usable answer"
         server.node.settings.hook_connect_on_failure = "allow"
         assert await status_of(server.port) == 101
         async with open_structured(server.port) as client:

@@ -1,6 +1,8 @@
 """The log: what repeats is left out and counted, and nothing that clients do is worth a traceback."""
 
 import contextlib
+import errno
+import fcntl
 import io
 import json
 import logging
@@ -9,8 +11,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import structlog
@@ -19,9 +24,26 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from hubbub.core.frames import BINARY, CLOSE, CONTINUATION, FIN, MASKED, PING, TEXT
-from hubbub.log import SAME_PER_SECOND_MAX, Throttle, configure_logging
-from peers import SECONDS_MAX, HandshakeRefused, client_frame, close_payload, connect, open_peer, reset
-from servers import UNHURRIED, Daemon, open_daemon, until_quiet
+from hubbub.log import (
+    LAST_LINES_SECONDS_MAX,
+    LOG_BYTES_MAX,
+    SAME_PER_SECOND_MAX,
+    LogWriter,
+    configure_logging,
+    tell_suppressed,
+)
+from peers import (
+    SECONDS_MAX,
+    HandshakeRefused,
+    client_frame,
+    close_payload,
+    connect,
+    handshake,
+    open_peer,
+    reset,
+    shake_hands,
+)
+from servers import UNHURRIED, Daemon, elsewhere, open_daemon, until_quiet
 from test_heartbeat import open_house
 
 Entry = dict[str, object]
@@ -70,90 +92,103 @@ def entries(stream: io.StringIO) -> list[Entry]:
 # -- what repeats
 
 
-def passed(throttle: Throttle, event: str, count: int = 1) -> list[structlog.typing.EventDict]:
-    """Say it so many times; those entries that aren't dropped."""
-    result = []
-    for number in range(count):
-        with contextlib.suppress(structlog.DropEvent):
-            result.append(throttle(None, "info", {"event": event, "number": number}))
-    return result
+@pytest.fixture
+def log(stream: io.StringIO) -> structlog.stdlib.BoundLogger:
+    """Writes JSON to the stream."""
+    configure_logging("json", "info", stream)
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger()
+    return logger
 
 
-def test_as_many_as_may_be(clock: Clock) -> None:
+def test_as_many_as_may_be(clock: Clock, log: structlog.stdlib.BoundLogger, stream: io.StringIO) -> None:
     """The first twenty of a second, unchanged; again in each second, with nothing left out."""
-    throttle = Throttle()
     for _ in range(3):
-        assert [entry["number"] for entry in passed(throttle, "x", SAME_PER_SECOND_MAX)] == list(range(20))
+        for number in range(SAME_PER_SECOND_MAX):
+            log.info("x", number=number)
         clock.now += 1
-    assert all("suppressed" not in entry for entry in passed(throttle, "x", SAME_PER_SECOND_MAX))
+        tell_suppressed()
+    assert [entry["number"] for entry in entries(stream)] == 3 * list(range(20))
 
 
 @pytest.mark.parametrize("count", [21, 22, 1000])
-@pytest.mark.parametrize("pause", [1, 3600])
-def test_what_is_left_out_is_counted(clock: Clock, count: int, pause: float) -> None:
-    """Once, by the next entry of that event, whenever that is."""
-    throttle = Throttle()
-    assert len(passed(throttle, "x", count)) == 20
+@pytest.mark.parametrize("moment", ["after a second", "at the next entry", "at the end"])
+def test_what_is_left_out_is_counted(
+    count: int, moment: str, clock: Clock, log: structlog.stdlib.BoundLogger, stream: io.StringIO
+) -> None:
+    """Once, in an entry of its own, when the second is over, and not before."""
+    for _ in range(count):
+        log.warning("x", reason="y", peer="::1")
     clock.now += 0.999
-    assert passed(throttle, "x") == []
-    clock.now += pause
-    assert [entry.get("suppressed") for entry in passed(throttle, "x", 3)] == [count + 1 - 20, None, None]
+    tell_suppressed()
+    assert len(entries(stream)) == 20
+    if moment == "at the end":
+        tell_suppressed(at_once=True)
+    clock.now += 0.001
+    if moment == "after a second":
+        tell_suppressed()
+    log.info("another")
+    *_, told, another = entries(stream)
+    told.pop("timestamp")
+    assert told == {"event": "x", "reason": "y", "level": "warning", "suppressed": count - 20}
+    assert another["event"] == "another"
+    log.warning("x", reason="y")
+    clock.now += 10
+    tell_suppressed(at_once=True)
+    assert len(entries(stream)) == 23
 
 
-def test_nothing_is_lost_count_of(clock: Clock) -> None:
+def test_nothing_is_lost_count_of(clock: Clock, log: structlog.stdlib.BoundLogger, stream: io.StringIO) -> None:
     """Over a long attack: what is written and what is counted is all that was."""
-    throttle = Throttle()
-    written = 0
-    suppressed = 0
     for number in range(10_000):
-        for entry in passed(throttle, "x"):
-            written += 1
-            suppressed += entry.get("suppressed", 0)
+        log.info("x")
         clock.now += 0.001 * (number % 7)
-    clock.now += 1
-    (last,) = passed(throttle, "x")
-    assert written + suppressed + last.get("suppressed", 0) == 10_000
-    assert written <= 20 * (sum(0.001 * (number % 7) for number in range(10_000)) + 1)
+    tell_suppressed(at_once=True)
+    counts = [entry.get("suppressed") for entry in entries(stream)]
+    assert counts.count(None) + sum(count for count in counts if isinstance(count, int)) == 10_000
+    assert counts.count(None) <= 20 * (sum(0.001 * (number % 7) for number in range(10_000)) + 1)
 
 
-def test_other_events_are_others(clock: Clock) -> None:
+@pytest.mark.parametrize(
+    ("flood", "rare"),
+    [
+        ({"event": "flood"}, {"event": "rare"}),
+        ({"event": "ended", "reason": "protocol_error"}, {"event": "ended", "reason": "no_pong"}),
+        ({"event": "refused", "status": 503}, {"event": "refused", "status": 403}),
+        ({"event": "refused", "limit": "proxy_protocol"}, {"event": "refused", "status": 429}),
+        ({"event": "hook failed", "hook": "connect"}, {"event": "hook failed", "hook": "publish"}),
+    ],
+)
+def test_other_kinds_are_others(
+    flood: dict[str, Any], rare: dict[str, Any], clock: Clock, log: structlog.stdlib.BoundLogger, stream: io.StringIO
+) -> None:
     """A flood of one doesn't hide the other, nor is it counted there."""
-    throttle = Throttle()
-    assert len(passed(throttle, "flood", 1000)) == 20
-    assert len(passed(throttle, "rare")) == 1
+    for number in range(1000):
+        log.info(**flood, number=number)
+    log.info(**rare)
     clock.now += 1
-    assert "suppressed" not in passed(throttle, "rare")[0]
-    assert passed(throttle, "flood")[0]["suppressed"] == 980
+    log.info(**rare)
+    first, told, last = entries(stream)[20:]
+    assert {**rare, "suppressed": 980} not in (first, last)
+    assert all(first[name] == last[name] == rare[name] for name in rare)
+    assert {name: told[name] for name in (*flood, "suppressed")} == {**flood, "suppressed": 980}
 
 
-def test_suppressed_in_json(clock: Clock, stream: io.StringIO) -> None:
-    """In the form for machines."""
-    configure_logging("json", "info", stream)
-    log = structlog.get_logger()
-    for number in range(100):
-        log.info("flood", number=number)
-        log.debug("not written, so not counted either")
-    log.warning("rare")
-    clock.now += 1
-    log.info("flood", number=100)
-    written = entries(stream)
-    assert [entry.get("number") for entry in written] == [*range(20), None, 100]
-    assert [entry["level"] for entry in written[-2:]] == ["warning", "info"]
-    assert written[-1]["suppressed"] == 80
-    assert all("suppressed" not in entry for entry in written[:-1])
+def test_what_clients_say_makes_no_kind(clock: Clock, log: structlog.stdlib.BoundLogger, stream: io.StringIO) -> None:
+    """Or an attacker would write as much as it likes."""
+    for number in range(1000):
+        log.info("refused", status=403, peer=f"10.0.0.{number}", why=f"Origin: got {number}", room=f"{number}")
+    assert len(entries(stream)) == 20
 
 
 def test_suppressed_in_text(clock: Clock, stream: io.StringIO) -> None:
     """In the form for people."""
     configure_logging("text", "info", stream)
-    log = structlog.get_logger()
     for _ in range(25):
-        log.info("flood")
+        structlog.get_logger().info("flood")
     clock.now += 1
-    log.info("flood")
+    tell_suppressed()
     lines = stream.getvalue().splitlines()
     assert len(lines) == 21
-    assert [line for line in lines if "suppressed" in line] == [lines[-1]]
     assert re.search(r"flood +suppressed=5$", lines[-1])
 
 
@@ -179,6 +214,81 @@ def test_level(stream: io.StringIO) -> None:
         for write in (log.debug, log.info, log.warning, log.error):
             write("event")
         assert len(entries(stream)) == expected
+
+
+# -- nobody waits for it
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_log_that_is_read_late(blocking: bool, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the bound everything is there, in order; and it is said how much isn't."""
+    monkeypatch.setattr("hubbub.log.LAST_LINES_SECONDS_MAX", SECONDS_MAX)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, blocking)
+    count = 3000
+    received: list[str] = []
+
+    def read() -> None:
+        with open(reader) as lines:
+            received.extend(lines)
+
+    reading = threading.Thread(target=read)
+    with open(writer, "w"), LogWriter(writer) as out:
+        configure_logging("json", "info", out)
+        for number in range(count):
+            structlog.get_logger().info(f"{number}", padding=1000 * "x")
+        reading.start()
+    reading.join(SECONDS_MAX)
+    *written, note = [json.loads(line) for line in received]
+    assert [entry["event"] for entry in written] == [str(number) for number in range(len(written))]
+    assert len(written) > LOG_BYTES_MAX // 1200
+    assert (note["event"], note["level"], note["since_start"]) == ("log lines lost", "warning", count - len(written))
+
+
+def test_a_log_that_is_never_read(stream: io.StringIO) -> None:
+    """Nor does the end wait for ever."""
+    reader, writer = os.pipe()
+    start = time.monotonic()
+    with open(writer, "w"), open(reader):
+        with LogWriter(writer) as out:
+            for _ in range(100):
+                out.write(10_000 * "x" + "\n")
+        assert LAST_LINES_SECONDS_MAX <= time.monotonic() - start < LAST_LINES_SECONDS_MAX + SECONDS_MAX
+
+
+def test_a_disk_that_was_full(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be written is counted, and said once something can; a line may need more than one write."""
+    written = b""
+    calls = 0
+
+    def write(file: int, data: bytes) -> int:
+        nonlocal written, calls
+        calls += 1
+        if calls <= 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written += data[:50]
+        return len(data[:50])
+
+    monkeypatch.setattr("hubbub.log.os.write", write)
+    with LogWriter(-1) as out:
+        configure_logging("json", "info", out)
+        for event in (*5 * ["lost"], "written"):
+            structlog.get_logger().info(event)
+    log = [json.loads(line) for line in written.splitlines()]
+    assert [(entry["event"], entry.get("since_start")) for entry in log] == [("written", None), ("log lines lost", 5)]
+
+
+async def test_a_daemon_whose_log_nobody_reads() -> None:
+    """It costs lines. The server goes on, and stops when it is told to."""
+    with open_daemon(log_level="debug") as daemon:
+        assert daemon.process.stderr is not None
+        fcntl.fcntl(daemon.process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+        for number in range(50):
+            async with open_peer(daemon.port, f"/chat/{number}") as peer:
+                await peer.send("hello")
+                assert await peer.receive() == "hello"
+        daemon.process.send_signal(signal.SIGTERM)
+        assert await elsewhere(daemon.process.wait) == 0
 
 
 # -- what clients do
@@ -286,10 +396,30 @@ async def test_every_byte_that_is_received_counts(autojump_clock: MockClock) -> 
     assert end["bytes_received"] == sum(map(len, frames))
 
 
+async def test_what_a_list_does_not_allow_is_an_entry() -> None:
+    """The list may be wrong: whoever runs the server sees which name was refused."""
+    with open_daemon() as daemon:
+        for host, origin in (("chat.example", "http://localhost"), ("localhost", "http://localhost:3000")):
+            async with await connect(daemon.port) as stream:
+                with pytest.raises(HandshakeRefused):
+                    await shake_hands(stream, handshake(host=host, headers=(("Origin", origin),)))
+        refused = [entry for entry in await log_of(daemon) if entry["event"] == "refused"]
+    assert [(entry["level"], entry["status"], entry["why"]) for entry in refused] == [
+        ("info", 421, "Host: got 'chat.example', allowed: loopback names and the bound address; see allowed_hosts"),
+        ("info", 403, "Origin: got 'http://localhost:3000', allowed: the same host and port; see allowed_origins"),
+    ]
+
+
 async def test_wrong_requests_are_no_entries() -> None:
     """They are counted in the metrics; an attacker doesn't write our log."""
     with open_daemon(**LIMITS, head_seconds_max=0.3) as daemon:
-        for request in (b"\0" * 500, b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"x", b""):
+        for request in (
+            b"\0" * 500,
+            b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"x",
+            b"",
+        ):
             stream = await connect(daemon.port)
             await stream.send_all(request)
             await stream.send_eof()
@@ -353,8 +483,12 @@ async def read_to_end(stream: trio.SocketStream) -> None:
     await trio.aclose_forcefully(stream)
 
 
-async def test_a_flood_of_wrong_ends() -> None:
-    """The disk is safe, and the figures are right: what is written and what is counted is all that was."""
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_flood_of_wrong_ends(waits: bool) -> None:
+    """The disk is safe, and the figures are right: what is written and what is counted is all that was.
+
+    It is said a second later, also if nothing else happens; and before the end.
+    """
 
     async def go_wrong(port: int) -> None:
         async with open_peer(port) as peer:
@@ -369,13 +503,15 @@ async def test_a_flood_of_wrong_ends() -> None:
                 for _ in range(count):
                     nursery.start_soon(go_wrong, daemon.port)
         took = trio.current_time() - start
-        await trio.sleep(1.1)
-        await go_wrong(daemon.port)
+        if waits:
+            await elsewhere(lambda: next(line for line in daemon.process.stderr or () if "suppressed" in line))
         log = [entry for entry in await log_of(daemon) if entry["event"] == "connection ended"]
-    suppressed = sum(entry["suppressed"] for entry in log if isinstance(entry.get("suppressed"), int))  # type: ignore[misc]
-    assert len(log) + suppressed == count + 1
-    assert len(log) <= 20 * (took + 2)
-    assert "suppressed" in log[-1]
+    if not waits:
+        written = [entry for entry in log if "suppressed" not in entry]
+        suppressed = [entry["suppressed"] for entry in log if "suppressed" in entry]
+        assert len(written) + sum(number for number in suppressed if isinstance(number, int)) == count
+        assert len(written) <= 20 * (took + 2)
+        assert log[-1]["reason"] == "protocol_error"
 
 
 async def test_text_is_one_line_an_entry() -> None:

@@ -108,7 +108,14 @@ def test_server_without_an_api() -> None:
     [
         (["chat", "hello"], "there is no key; allowed: HUBBUB_API_KEY in the environment, or api_keys in the settings"),
         (["chat", "{", "--json", f"KEY={ALL}"], "TEXT with --json: not JSON: "),
-        (["chat", "hello", f"KEY={ALL}", "--url", "localhost:8000"], "can't reach the server: "),
+        (
+            ["chat", "hello", f"KEY={ALL}", "--url", "localhost:8000"],
+            "--url: got 'localhost:8000', allowed: http://HOST:PORT",
+        ),
+        (
+            ["chat", "hello", f"KEY={ALL}", "--url", "ws://localhost:8000/chat"],
+            "--url: got 'ws://localhost:8000/chat', ",
+        ),
         (["chat", "hello", f"KEY={ALL}", "--url", "http://[::"], "can't reach the server: "),
         (["chat", "hello", f"KEY={ALL}", "--url", "http://127.0.0.1:1"], "can't reach the server: "),
         (["chat", "hello", "KEY=" + "ü" * 20, "--url", "http://127.0.0.1:1"], "allowed: text in UTF-8, and a key in "),

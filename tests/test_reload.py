@@ -14,7 +14,9 @@ import trio
 import trustme
 from structlog.testing import capture_logs
 
-from hubbub.config import FIXED, Settings, change
+from hubbub.config import FIXED, Settings
+from hubbub.config_change import change
+from hubbub.config_types import Namespace
 from peers import SECONDS_MAX, Closed, HandshakeRefused, Peer, connect, handshake, open_peer, shake_hands
 from servers import Daemon, open_daemon
 from worlds import World, open_world
@@ -103,6 +105,8 @@ def another(name: str) -> object:
             return value + 1
         case list():
             return ["other"]
+        case dict():
+            return {"other": Namespace(history_size=5)}
     return f"{value}x"
 
 
@@ -222,10 +226,14 @@ async def test_what_needs_a_restart(tmp_path: Path) -> None:
         assert entry["changed"] == ["message_bytes_max"]
         assert entry["need_restart"] == ["log_format", "connections_max"]
         assert await status_of(server.daemon.port) == 101
+        # It is what it was started with that counts, not what the file said in between.
+        for connections_max, need_restart in ((5, ["connections_max"]), (6, ["connections_max"]), (10_000, [])):
+            entry = await server.reload(f"connections_max = {connections_max}\nmessage_bytes_max = 1000")
+            assert (entry["changed"], entry["need_restart"]) == ([], need_restart)
 
 
 async def test_namespaces(tmp_path: Path) -> None:
-    """A change of any table is one of `namespaces`; also where a table follows the top level, or goes."""
+    """A change of any table is one of `namespaces`, also where it goes; not where it only follows the top level."""
     tables = "[namespaces.news]\nhistory_size = 5\n[namespaces.chat]\n"
     with open_reloadable(tmp_path, tables) as server:
         assert (await server.reload(tables))["changed"] == []
@@ -233,6 +241,8 @@ async def test_namespaces(tmp_path: Path) -> None:
             (tables.replace("5", "6"), ["namespaces"]),
             ("history_size = 7\n[namespaces.news]\nhistory_size = 6", ["history_size", "namespaces"]),
             ("history_size = 8\n[namespaces.news]\nhistory_size = 6", ["history_size"]),
+            ("history_size = 8\nhistory_bytes_max = 9000\n[namespaces.news]\nhistory_size = 6", ["history_bytes_max"]),
+            ("history_size = 8\n[namespaces.news]\nhistory_size = 7", ["history_bytes_max", "namespaces"]),
             ("", ["history_size", "namespaces"]),
         ):
             entry = await server.reload(toml)
@@ -241,6 +251,16 @@ async def test_namespaces(tmp_path: Path) -> None:
         assert entry["why"] == [
             f"{server.file}: namespaces.news.history_size: got -1, allowed: an integer from 0 to 1000000"
         ]
+
+
+async def test_short_secrets(tmp_path: Path) -> None:
+    """They are taken, and worth a warning that names the setting: at the start, and at a reload."""
+    with open_reloadable(tmp_path, f'token_hmac_secret = "{31 * "x"}"\nhook_secret = "{32 * "y"}"') as server:
+        entry = await logged(server.daemon, "short secret")
+        assert (entry["level"], entry["setting"]) == ("warning", "token_hmac_secret")
+        entry = await server.reload('hook_secret = "short"', "short secret")
+        assert (entry["level"], entry["setting"]) == ("warning", "hook_secret")
+        assert (await logged(server.daemon, "reloaded"))["changed"] == ["token_hmac_secret", "hook_secret"]
 
 
 async def test_environment_and_flags_still_overrule_the_file(tmp_path: Path) -> None:
@@ -449,7 +469,7 @@ async def test_broken_certificate(
     entry = await server.reload(f"{good}\nmessage_bytes_max = 1000", "reload failed; nothing is changed")
     assert isinstance(entry["why"], list)
     assert len(entry["why"]) == 1
-    assert "cert.pem" in entry["why"][0]
+    assert ("key.pem" if name in ("no key", "another key", "empty file") else "cert.pem") in entry["why"][0]
     async with open_tls_peer(server.daemon.port, old.client) as peer:
         await said(peer, 2000 * "x")
     new.write(folder)

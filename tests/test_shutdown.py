@@ -455,6 +455,29 @@ async def test_operators_are_heard_in_a_crowd_of_idlers() -> None:
 # -- the file limit
 
 
+@pytest.mark.parametrize(
+    ("limit", "settings", "needed"),
+    [
+        (100, {}, 64 + 64 + 64),
+        (191, {}, 64 + 64 + 64),
+        (191, {"api_address": "127.0.0.1:0"}, 64 + 64 + 64 + 64),
+        (137, {"connections_max": 10}, 64 + 64 + 10),
+    ],
+)
+def test_a_file_limit_that_is_no_use(limit: int, settings: dict[str, object], needed: int) -> None:
+    """The server says what it needs, instead of serving hardly anyone; and starts with that."""
+    for number, starts in ((limit, False), (needed - 1, False), (needed, True)):
+        with start("sh", "-c", f'ulimit -n {number} && exec "$0" "$@"', **settings) as process:
+            if starts:
+                assert process.stdout is not None
+                assert process.stdout.readline().startswith("listening on ")
+            else:
+                _, errors = process.communicate(timeout=30)
+                allowed = f"allowed: from {needed} (ulimit -n, LimitNOFILE) with these settings"
+                assert errors == f"hubbub: file limit: got {number}, {allowed}\n"
+                assert process.returncode == 2
+
+
 async def test_small_file_limit() -> None:
     """connections_max is lowered to what fits, with one warning; beyond it there is 503, and nothing breaks."""
     limited = ("sh", "-c", 'ulimit -n 200 && exec "$0" "$@"')

@@ -351,7 +351,7 @@ def test_insecure_server_says_so(place: Path) -> None:
         assert entry["event"] == "insecure: everyone who reaches this server may do everything"
 
 
-def test_short_secret_leaves_the_log_alone() -> None:
+def test_short_secret_is_one_line_of_the_log() -> None:
     """No library writes what isn't JSON between its lines."""
     for process in serve("--host", "127.0.0.1", secret="short"):
         port = port_of(process)
@@ -360,7 +360,7 @@ def test_short_secret_leaves_the_log_alone() -> None:
             assert response.status == 200
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
-        assert [json.loads(line)["event"] for line in process.stderr] == ["draining", "stopped"]
+        assert [json.loads(line)["event"] for line in process.stderr] == ["short secret", "draining", "stopped"]
 
 
 # -- secrets in mistakes

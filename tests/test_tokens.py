@@ -632,7 +632,7 @@ async def test_key_set_at_a_url() -> None:
     """It is read at the start and again; whatever goes wrong, the last good set is kept, and the log says why."""
     key = key_for("ES256")
     async with open_key_server() as server, trio.open_nursery() as nursery:
-        server.give(key_set(entry(key, kid="one")))
+        server.give(b"nothing yet")
         settings = Settings(
             token_jwks=server.url.replace("//", "//name:password@") + "?key=secret", token_jwks_seconds=0.001
         )
@@ -641,7 +641,11 @@ async def test_key_set_at_a_url() -> None:
         reader = Verifier(settings, ring, time.time)
         token = sign_with(key, "ES256", {"sub": "ann"}, {"kid": "one"})
         assert fault_of(reader, token) is TokenFault.INVALID
-        nursery.start_soon(ring.run)
+        with capture_logs() as entries:
+            nursery.start_soon(ring.run)
+            await server.until_asked()
+        assert {line["event"] for line in entries} == {"key set not read; there is none yet, and it is tried again"}
+        server.give(key_set(entry(key, kid="one")))
         await server.until_asked()
         assert fault_of(reader, token) is None
         for name, (body, status, headers, why) in BAD_ANSWERS.items():

@@ -3,8 +3,8 @@
 Rules:
 
 - Flags carry text, and only those that were given; `hubbub.config` judges them as it judges every source.
-- A mistake of the operator (arguments, configuration, a port in use) is one line each on stderr and status 2,
-  never a traceback. A traceback is a mistake of ours.
+- A mistake of the operator (arguments, configuration, a port in use, a full disk at stdout) is one line each on stderr
+  and status 2, never a traceback. A traceback is a mistake of ours.
 - `config check` answers a question, so its lines go to stdout: `ok` and status 0, or the mistakes and 1.
 - A reader of stdout may leave (`hubbub config default | head -1`) without any complaint from us.
 """
@@ -22,11 +22,12 @@ from hubbub.cli_publish import KEY_VARIABLE, add_publish_arguments, run_publish
 from hubbub.cli_token import add_token_arguments, run_token
 from hubbub.config import Settings
 from hubbub.config_sources import OPTIONS, ConfigError, default_toml, flag, load
-from hubbub.log import configure_logging
+from hubbub.log import LogWriter, configure_logging
 from hubbub.model.errors import StartError
 
 # The settings that are worth a flag; all others are for the file and the environment.
 _FLAGS = ("host", "port", "log_format", "log_level", "tls_cert", "tls_key")
+_STDERR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,25 +35,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises SystemExit for `--help`, `--version` and what is no command, as argparse does.
     """
+    _open_closed_streams()
     try:
-        parser = _parser()
-        arguments = parser.parse_args(argv)
-        match arguments.command:
-            case "serve":
-                return _serve(arguments)
-            case "default":
-                _say(default_toml())
-                return 0
-            case "check":
-                return _check(arguments.file)
-            case "token":
-                return _run_tool(run_token, arguments)
-            case "publish":
-                return _run_tool(run_publish, arguments)
-        parser.print_help()
-        return 2
-    finally:
-        _say("")  # flushes what argparse printed
+        try:
+            return _run_command(argv)
+        finally:
+            _say("")  # flushes what argparse printed
+    except StartError as error:
+        return _refuse([str(error)])
+
+
+def _run_command(argv: Sequence[str] | None) -> int:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    match arguments.command:
+        case "serve":
+            return _serve(arguments)
+        case "default":
+            _say(default_toml())
+            return 0
+        case "check":
+            return _check(arguments.file)
+        case "token":
+            return _run_tool(run_token, arguments)
+        case "publish":
+            return _run_tool(run_publish, arguments)
+    parser.print_help()
+    return 2
+
+
+def _open_closed_streams() -> None:
+    """Open the standard streams that were closed for us, to nowhere: else a socket would get the number of one."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 - stays open
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,11 +106,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     if arguments.open:
         flags["anonymous"] = "true"
     try:
-        settings = load(arguments.config, os.environ, flags)
+        settings = load(arguments.config, _environment(), flags)
     except ConfigError as error:
         return _refuse(error.problems)
-    configure_logging(settings.log_format, settings.log_level, sys.stderr)
-    return _run(settings, lambda: load(arguments.config, os.environ, flags))
+    return _run(settings, lambda: load(arguments.config, _environment(), flags))
 
 
 def _run(settings: Settings, wanted: Callable[[], Settings]) -> int:
@@ -104,7 +119,9 @@ def _run(settings: Settings, wanted: Callable[[], Settings]) -> int:
     status = 0
     problems: list[str] = []
     try:
-        status = trio.run(run_daemon, settings, _announce, wanted)
+        with LogWriter(_STDERR) as stream:
+            configure_logging(settings.log_format, settings.log_level, stream)
+            status = trio.run(run_daemon, settings, _announce, wanted)
     except* StartError as group:  # alone, or as one nursery or several wrapped it
         problems = [str(error) for error in _leaves(group)]
     return _refuse(problems) if problems else status
@@ -112,15 +129,17 @@ def _run(settings: Settings, wanted: Callable[[], Settings]) -> int:
 
 def _run_tool(tool: Callable[[argparse.Namespace, Settings], tuple[int, str]], arguments: argparse.Namespace) -> int:
     try:
-        environ = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
-        settings = load(arguments.config, environ, {})
+        settings = load(arguments.config, _environment(), {})
         status, text = tool(arguments, settings)
     except ConfigError as error:
         return _refuse(error.problems)
-    except StartError as error:
-        return _refuse([str(error)])
     _say(text + "\n")
     return status
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment without the key of `hubbub publish` and of back ends, which is no setting."""
+    return {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
@@ -152,10 +171,16 @@ def _refuse(problems: Sequence[str]) -> int:
 
 
 def _say(text: str) -> None:
-    """Write `text` to stdout at once; if its reader has left, to nowhere."""
+    """Write `text` to stdout at once; if its reader has left, to nowhere.
+
+    Raises:
+        StartError: it can't be written.
+    """
     try:
         print(text, end="", flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         # The text is still buffered, and Python would try it again when it exits, and complain.
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise StartError(f"can't write to stdout: {error.strerror}") from error

@@ -18,6 +18,7 @@ KEY_VARIABLE = "HUBBUB_API_KEY"
 """Of the environment; not a setting."""
 SECONDS_MAX = 30.0
 """How long an answer may take: longer than api_seconds_max."""
+_URLS = "allowed: http://HOST:PORT or https://HOST:PORT"
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 """Where a server is found that listens at all addresses."""
 
@@ -48,6 +49,8 @@ def run_publish(arguments: argparse.Namespace, settings: Settings) -> tuple[int,
     if arguments.idempotency_key is not None:
         body["idempotency_key"] = arguments.idempotency_key
     url = (arguments.url or _url_of(settings)).rstrip("/").removesuffix("/api")
+    if not url.lower().startswith(("http://", "https://")):
+        raise StartError(f"publish: --url: got {arguments.url!a}, {_URLS}")
     response = _post(f"{url}/api/publish", key, body)
     try:
         answer = msgspec.json.decode(response.content, type=dict[str, dict[str, object]]) if response.is_success else {}
@@ -84,7 +87,7 @@ def _post(url: str, key: str, body: dict[str, object]) -> httpx.Response:
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         # What other errors say may hold the key.
         why = _line(error) if isinstance(error, httpx.ConnectError) else type(error).__name__
-        raise StartError(f"publish: can't reach the server: {why}; allowed: --url http(s)://HOST:PORT") from error
+        raise StartError(f"publish: can't reach the server: {why}; --url: {_URLS}") from error
 
 
 def _url_of(settings: Settings) -> str:

@@ -386,15 +386,3 @@ FIXED = frozenset(
     }
 )
 """What is fixed when the server starts. (The certificate's *files* are read again.)"""
-
-
-def change(running: Settings, before: Settings, wanted: Settings) -> tuple[list[str], list[str]]:
-    """Change the running settings by what is wanted now and wasn't before, where that is possible.
-
-    Returns the names of those that were changed, and of those that need a restart.
-    """
-    differing = [name for name in Settings.__struct_fields__ if getattr(before, name) != getattr(wanted, name)]
-    changed = [name for name in differing if name not in FIXED]
-    for name in changed:
-        setattr(running, name, getattr(wanted, name))
-    return changed, [name for name in differing if name in FIXED]

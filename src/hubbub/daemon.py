@@ -3,6 +3,7 @@
 run_daemon
 ├─ signal watcher             SIGTERM, SIGINT: the first drains, the second cuts off; SIGHUP: settings anew
 ├─ watchdog                   if systemd wants one
+├─ suppressed                 says how much the log has left out
 └─ open_node                  hub, housekeeping, connections (`hubbub.node`)
    └─ listening nursery       cancelled first
       └─ accept loop          one a listening socket
@@ -26,7 +27,8 @@ from hubbub import systemd
 from hubbub.auth.keys import KeyRing
 from hubbub.auth.proxies import is_loopback, is_trusted, parse_networks
 from hubbub.collector import tune_collector
-from hubbub.config import Settings, change
+from hubbub.config import FIXED, Settings
+from hubbub.config_change import change
 from hubbub.connection.poller import Poller, open_poller
 from hubbub.connection.proxy_header import receive_proxy_header
 from hubbub.connection.transport import TcpTransport, TlsTransport, Transport
@@ -41,13 +43,15 @@ from hubbub.listen import (
     run_accept_loop,
     url_of,
 )
-from hubbub.log import configure_logging
+from hubbub.log import set_log_level, tell_suppressed
 from hubbub.model.errors import StartError
 from hubbub.node import Node, open_node
 from hubbub.web.routes import Door
 
 SIDE_DOORS = {Door.METRICS: ("metrics_address", 16), Door.API: ("api_address", API_CONNECTIONS_MAX)}
 """The setting that opens each, and how many connections it takes: its own, whatever happens at the front."""
+
+SECRET_CHARACTERS_WISE = 32
 
 log = structlog.get_logger()
 
@@ -75,6 +79,7 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
         at_the_side = open_side_doors(settings, listening_sockets)
         running.addresses = [listener.getsockname()[0] for listener in listeners]
         check_open(settings, running.addresses)
+        warn_of_short_secrets(settings)
         async with trio.open_nursery() as watching:
             async with open_node(settings, random.Random(), poller) as (node, connections):
 
@@ -88,6 +93,7 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
                 running.keys = node.keys
                 await watching.start(watch_signals, running, connections.cancel_scope)
                 watching.start_soon(run_watchdog)
+                watching.start_soon(run_suppressed)
                 async with trio.open_nursery() as listening:
                     for door, listener, side_slots in at_the_side:
                         listening.start_soon(run_accept_loop, listener, side_slots, partial(start_at, door, side_slots))
@@ -100,6 +106,7 @@ async def run_daemon(settings: Settings, announce: Callable[[str], None], wanted
                     listening.cancel_scope.cancel()
                 listening_sockets.close()
             watching.cancel_scope.cancel()
+    tell_suppressed(at_once=True)
     log.info("stopped", cut_off=node.metrics.cut_off)
     return 1 if running.cut_off else 0
 
@@ -125,7 +132,8 @@ class Running:
         self.addresses: Sequence[str] = ()
         self.keys: KeyRing | None = None
         self.unwatched = Complaint()
-        self._before = settings  # as last read: `settings` may have been made to fit this machine
+        # As last read, what is fixed as at the start: `settings` may have been made to fit this machine.
+        self._before = settings
         self._wanted = wanted
 
     def reload(self) -> None:
@@ -139,11 +147,12 @@ class Running:
         except Exception as error:
             log.error("reload failed; nothing is changed", why=str(error).splitlines())
             return
+        warn_of_short_secrets(wanted)
         self.tls = tls
         changed, need_restart = change(self.settings, self._before, wanted)
-        self._before = wanted
+        self._before = msgspec.structs.replace(wanted, **{name: getattr(self._before, name) for name in FIXED})
         log.info("reloaded", changed=changed, need_restart=need_restart, certificate=tls is not None)
-        configure_logging(self.settings.log_format, self.settings.log_level, sys.stderr)
+        set_log_level(self.settings.log_level)
 
 
 def check_open(settings: Settings, addresses: Sequence[str]) -> None:
@@ -162,6 +171,13 @@ def check_open(settings: Settings, addresses: Sequence[str]) -> None:
                 "token_public_keys or token_jwks) or hook_connect_url, or say that strangers are welcome: "
                 "anonymous = true, or --open"
             )
+
+
+def warn_of_short_secrets(settings: Settings) -> None:
+    """Say which are short enough to be found out from what they have signed."""
+    for name in ("token_hmac_secret", "token_hmac_secret_previous", "hook_secret"):
+        if 0 < len(getattr(settings, name)) < SECRET_CHARACTERS_WISE:
+            log.warning("short secret", setting=name, why="at least 32 random characters are wise")
 
 
 async def serve_socket(
@@ -262,3 +278,10 @@ async def run_watchdog() -> None:
     while seconds is not None:
         systemd.notify("WATCHDOG=1")
         await trio.sleep(seconds)
+
+
+async def run_suppressed() -> None:
+    """Say what the log has left out, a second later, also if nothing else is logged."""
+    while True:
+        await trio.sleep(1)
+        tell_suppressed()

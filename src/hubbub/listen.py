@@ -27,6 +27,8 @@ OUT_OF_RESOURCES_SECONDS = 0.25
 COMPLAIN_SECONDS = 10.0
 FILES_RESERVED = 64
 """Open files that aren't connections: listeners, the operators', the log, Trio's own."""
+CONNECTIONS_WORTHWHILE = 64
+"""If connections_max would have to be lowered to fewer, the limit of open files is a mistake."""
 API_CONNECTIONS_MAX = 64
 """Connections at `api_address`: a back end keeps a few open."""
 NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
@@ -103,16 +105,47 @@ def load_tls(settings: Settings) -> ssl.SSLContext | None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
+    cert, key = f"tls_cert {settings.tls_cert}", f"tls_key {settings.tls_key}"
+    chain = _read(cert, settings.tls_cert)
+    _read(key, settings.tls_key)
     try:
         context.load_cert_chain(settings.tls_cert, settings.tls_key, password=_no_password)
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise StartError(f"can't use tls_cert {settings.tls_cert} with tls_key {settings.tls_key}: {why}") from error
+    except _Encrypted as error:
+        raise StartError(f"{key}: it is encrypted, allowed: a key without a password") from error
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise StartError(f"{key}: it belongs to another certificate than {cert}") from error
+        if error.reason:  # more than "PEM lib"
+            raise StartError(f"can't use {cert} with {key}: {error.reason}") from error
+        if _is_pem(chain):
+            raise StartError(f"{key}: allowed: PEM of the certificate's private key, without a password") from error
+        raise StartError(f"{cert}: allowed: PEM of a certificate, followed by those that it rests on") from error
     return context
 
 
+class _Encrypted(Exception):
+    """The key wants a password."""
+
+
 def _no_password() -> str:
-    raise ValueError("the key is encrypted; a key without a password is needed")
+    raise _Encrypted
+
+
+def _read(name: str, path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except (OSError, ValueError) as error:  # the latter: a NUL
+        why = error.strerror if isinstance(error, OSError) else "it can't be a path"
+        raise StartError(f"{name}: cannot be read: {why}") from error
+
+
+def _is_pem(chain: bytes) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=chain.decode("ascii", "ignore"))
+    except (ssl.SSLError, ValueError):
+        return False
+    return True
 
 
 def open_listeners_at(address: str) -> list[socket.socket]:
@@ -128,15 +161,24 @@ def open_listeners_at(address: str) -> list[socket.socket]:
 
 
 def fit_file_limit(settings: Settings) -> None:
-    """Raise the limit of open files to the most this process may have, and lower `connections_max` to fit under it."""
+    """Raise the limit of open files to the most this process may have, and lower `connections_max` to fit under it.
+
+    Raises:
+        StartError: hardly any connection would fit.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     asks = settings.hook_connect_url or settings.hook_subscribe_url or settings.hook_publish_url
     spare = settings.connections_spare + settings.hook_requests_max * bool(asks)
     most = hard - FILES_RESERVED - spare - API_CONNECTIONS_MAX * bool(settings.api_address)
     if hard != resource.RLIM_INFINITY and settings.connections_max > most:
-        log.warning("connections_max lowered", wanted=settings.connections_max, now=max(1, most), file_limit=hard)
-        settings.connections_max = max(1, most)
+        if most < CONNECTIONS_WORTHWHILE:
+            needed = hard - most + min(settings.connections_max, CONNECTIONS_WORTHWHILE)
+            raise StartError(
+                f"file limit: got {hard}, allowed: from {needed} (ulimit -n, LimitNOFILE) with these settings"
+            )
+        log.warning("connections_max lowered", wanted=settings.connections_max, now=most, file_limit=hard)
+        settings.connections_max = most
 
 
 def url_of(listener: socket.socket, tls: bool) -> str:

@@ -28,6 +28,7 @@ FETCH_SECONDS_MAX = 10.0
 JWKS_BYTES_MAX = 1_048_576
 
 NOT_READ = "key set not read; the last good one is kept"
+NONE_YET = "key set not read; there is none yet, and it is tried again"
 
 log = structlog.get_logger()
 
@@ -83,6 +84,7 @@ class KeyRing:
 
     async def _fetch(self, url: str) -> None:
         place = _without_secrets(url)
+        not_read = NOT_READ if self._fetched else NONE_YET
         try:
             with trio.fail_after(FETCH_SECONDS_MAX):
                 async with (
@@ -98,12 +100,12 @@ class KeyRing:
                 raise StartError(f"token_jwks {place}: over {JWKS_BYTES_MAX} bytes")
             self._fetched = tuple(parse_key_set(content, place))
         except StartError as error:
-            log.warning(NOT_READ, url=place, why=str(error))
+            log.warning(not_read, url=place, why=str(error))
         except trio.TooSlowError:
-            log.warning(NOT_READ, url=place, why="no answer in time")
+            log.warning(not_read, url=place, why="no answer in time")
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
             # Its text may hold the URL. (An OSError: SSL_CERT_FILE can't be read.)
-            log.warning(NOT_READ, url=place, why=type(error).__name__)
+            log.warning(not_read, url=place, why=type(error).__name__)
 
 
 def is_url(place: str) -> bool:

@@ -375,7 +375,7 @@ class Connection:
                 last_word = encode_close(disconnect.code, reason)
                 self.code = disconnect.code
                 await websocket.aclose(disconnect.code, reason)
-            if self.outbox.state is not State.SEALED:
+            if self.outbox.state in (State.OPEN, State.EVICTED):  # not where no answer could be sent any more
                 # trio-websocket found fault with the input and closed without a word; RFC 6455 section 7.1.7 wants one.
                 if self.ended is End.PEER_CLOSED:
                     self.ended = End.PROTOCOL_ERROR

@@ -36,7 +36,7 @@ DISCONNECTS = {
     End.REMOVED: Disconnect(1008, "removed from the room"),
     End.TOO_MANY_OF_USER: Disconnect(1008, "too many connections of this user"),
     End.DISMISSED: Disconnect(1008, "dismissed"),
-    End.UNANSWERED: Disconnect(1013, "the back end didn't answer; try again later"),
+    End.UNANSWERED: Disconnect(1013, "the back end gave no usable answer; try again later"),
     End.NO_PONG: Disconnect(1011, "no pong"),
     End.SLOW_CONSUMER: Disconnect(1013, "slow consumer"),
     End.SHUTDOWN: Disconnect(1001, "server is shutting down"),
@@ -182,12 +182,12 @@ class PlainConversation:
             if verdict.ends_at is not None:
                 self._ends_at = verdict.ends_at
             return None
-        return _refusal_of(verdict)
+        return _refusal_of(verdict, Refusal.NOT_LET_IN)
 
     def _granted(self, join: Subscribe, verdict: Verdict) -> Command | Refused:
         if isinstance(verdict, Allowed):
             return msgspec.structs.replace(join, info=verdict.info)
-        return _refusal_of(verdict)
+        return _refusal_of(verdict, Refusal.DENIED)
 
     def _published(self, command: Publish, verdict: Verdict) -> Command:
         if isinstance(verdict, Allowed):
@@ -203,5 +203,5 @@ class PlainConversation:
         return Tell(subscriber, partial(subscriber.evict, End.UNANSWERED), ends=True)
 
 
-def _refusal_of(verdict: Verdict) -> Refused:
-    return Refused(Refusal.UNANSWERED if isinstance(verdict, Unanswered) else Refusal.DENIED)
+def _refusal_of(verdict: Verdict, why: Refusal) -> Refused:
+    return Refused(Refusal.UNANSWERED if isinstance(verdict, Unanswered) else why)

@@ -26,6 +26,8 @@ from hubbub.hooks.signature import HEADER, sign
 
 ANSWER_BYTES_MAX = 1_048_576
 COMPLAINT_SECONDS = 10.0
+REASONS_MAX = 100
+"""How many reasons for complaints are remembered; with one more, all are new again."""
 KEEPALIVE_SECONDS = 1.0
 """How long an idle connection is used again: shorter than a back end keeps it (gunicorn: 2 s), or it would be closed
 while a question is on its way."""
@@ -158,20 +160,23 @@ def within(seconds_max: float) -> Iterator[None]:
 
 
 class Complaints:
-    """Says in the log what goes wrong with one hook: at once, then not more often than every ten seconds."""
+    """Says in the log what goes wrong with one hook: at once, then each reason at most every ten seconds."""
 
     def __init__(self, hook: str) -> None:
         self._hook = hook
-        self._count = 0
-        self._quiet_until = 0.0
+        self._known: dict[str, tuple[float, int]] = {}  # why -> until when it is quiet, failures since
 
     def add(self, url: str, why: str) -> None:
-        """Note a failure; the next line has the number of those since the last one."""
-        self._count += 1
+        """Note a failure; the next line about that reason has the number of those since the last one."""
         now = trio.current_time()
-        if now >= self._quiet_until:
-            log.warning("hook failed", hook=self._hook, url=_without_secrets(url), why=why, count=self._count)
-            self._count, self._quiet_until = 0, now + COMPLAINT_SECONDS
+        quiet_until, count = self._known.get(why, (now, 0))
+        if now < quiet_until:
+            self._known[why] = quiet_until, count + 1
+            return
+        log.warning("hook failed", hook=self._hook, url=_without_secrets(url), why=why, count=count + 1)
+        if len(self._known) >= REASONS_MAX:
+            self._known.clear()
+        self._known[why] = now + COMPLAINT_SECONDS, 0
 
 
 def _without_secrets(url: str) -> str:

@@ -25,6 +25,7 @@ class Refusal(enum.Enum):
     """Why a command wasn't carried out. Dialects have codes for these."""
 
     UNKNOWN_NAMESPACE = "the room's namespace isn't configured"
+    NOT_LET_IN = "not permitted to connect"
     DENIED = "not permitted in this room"
     HISTORY_DENIED = "not permitted to read this room's history"
     ALREADY_SUBSCRIBED = "already subscribed"
@@ -36,7 +37,7 @@ class Refusal(enum.Enum):
     SWITCHED_OFF = "that is switched off for this room"
     TOO_MANY_KEYS = "too many idempotency keys are remembered; try again later"
     BUSY = "the hub didn't answer in time"
-    UNANSWERED = "the back end didn't answer"
+    UNANSWERED = "the back end gave no usable answer"
     STOPPING = "the server is shutting down"
     INTERNAL_ERROR = "internal error"
 

@@ -32,7 +32,12 @@ from hubbub.web.http import HttpConnection, HttpError, Request, Response
 from hubbub.web.metrics import Metrics
 from hubbub.web.routes import Door, House, Routes, Visit
 
-STATUSES = {Refusal.DENIED: 403, Refusal.HISTORY_DENIED: 403, Refusal.TOO_MANY_OF_USER: 429}
+STATUSES = {
+    Refusal.NOT_LET_IN: 403,
+    Refusal.DENIED: 403,
+    Refusal.HISTORY_DENIED: 403,
+    Refusal.TOO_MANY_OF_USER: 429,
+}
 """What is answered in place of the 101 to whom the hub doesn't let in; 503 to all others."""
 
 log = structlog.get_logger()
@@ -176,9 +181,10 @@ class FrontDoor:
             head_deadline = trio.current_time() + settings.head_seconds_max
 
     def _refuse(self, visit: Visit, error: HttpError) -> Response:
-        """Log it: what met a limit concerns the operator, what was malformed only who looks for it."""
+        """Log it: what met a limit or a list concerns the operator, what was malformed only who looks for it."""
         status = error.response.status
-        write = log.info if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE) else log.debug
+        met_a_limit = status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+        write = log.info if met_a_limit or error.notable else log.debug
         write("refused", peer=visit.client, status=status, why=str(error))
         return error.response
 

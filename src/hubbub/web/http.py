@@ -61,6 +61,7 @@ class HttpError(Exception):
     """The request can't be answered as asked; `response` says why.
 
     `quoting` is what only the client is told: its own line, which may hold a key, isn't for the log.
+    `notable`: it depends on a setting that may be wrong, so the operator is told.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class HttpError(Exception):
         headers: tuple[tuple[str, str], ...] = (),
         close: bool = False,
         quoting: str = "",
+        notable: bool = False,
     ) -> None:
         super().__init__(detail)
+        self.notable = notable
         body = f"{status} {HTTPStatus(status).phrase}: {detail}{quoting}\n"
         self.response = Response(status, body.encode(), headers=headers, close=close)
 

@@ -169,7 +169,8 @@ class Routes:
         allowed = self._settings.allowed_origins
         if len(origins) > 1 or not is_origin_allowed(origins[0] if origins else None, host, visit.tls, allowed):
             got = ", ".join(origins)[:100]
-            raise HttpError(403, f"Origin: got {got!a}, allowed: {_listed(allowed, 'the same host')}")
+            ours = _listed(allowed, "the same host and port; see allowed_origins")
+            raise HttpError(403, f"Origin: got {got!a}, allowed: {ours}", notable=True)
 
     def _checked_host(self, request: Request, visit: Visit) -> tuple[str, int | None]:
         fields = request.fields("host")
@@ -179,7 +180,7 @@ class Routes:
         allowed = self._settings.allowed_hosts
         if not is_host_allowed(host[0], visit.local_address, allowed):
             ours = _listed(allowed, "loopback names and the bound address; see allowed_hosts")
-            raise HttpError(421, f"Host: got {host[0][:100]!a}, allowed: {ours}")
+            raise HttpError(421, f"Host: got {host[0][:100]!a}, allowed: {ours}", notable=True)
         return host
 
 
