@@ -79,8 +79,13 @@ MISTAKES = [
     ),
     (["serve", "--config", "none.toml"], "hubbub: none.toml: cannot be read: No such file or directory"),
     (["serve", "--config", "prot.toml"], "hubbub: prot.toml: prot: unknown, did you mean port?"),
-    (["serve", "--por", "80"], "hubbub: error: unrecognized arguments: --por 80"),
-    (["serve", "extra"], "hubbub: error: unrecognized arguments: extra"),
+    (["serve", "--por", "80"], "hubbub serve: error: unrecognized arguments: --por 80"),
+    (["serve", "extra"], "hubbub serve: error: unrecognized arguments: extra"),
+    (["config", "default", "extra"], "hubbub config default: error: unrecognized arguments: extra"),
+    (["config", "check", "f", "--all"], "hubbub config check: error: unrecognized arguments: --all"),
+    (["publish", "room", "text", "extra"], "hubbub publish: error: unrecognized arguments: extra"),
+    (["token", "--usr=42"], "hubbub token: error: unrecognized arguments: --usr=42"),
+    (["--versoin"], "hubbub: error: unrecognized arguments: --versoin"),
     (["config"], "hubbub config: error: the following arguments are required: ACTION"),
     (["config", "check"], "hubbub config check: error: the following arguments are required: FILE"),
 ]
@@ -94,7 +99,7 @@ def test_mistake(argv: list[str], line: str, place: Path, capsys: pytest.Capture
     assert stdout == ""
     usage, _, last = stderr.rstrip("\n").rpartition("\n")
     assert last == line
-    assert usage == "" or usage.startswith("usage: hubbub")
+    assert usage == "" or usage.startswith(f"usage: {last.partition(':')[0]} ")
 
 
 @pytest.mark.parametrize("argv", [["sevre"], ["config", "chekc"]])

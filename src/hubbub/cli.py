@@ -47,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_command(argv: Sequence[str] | None) -> int:
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        # By the parser of the command: argparse would let the outermost say so, with the usage of that.
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     match arguments.command:
         case "serve":
             return _serve(arguments)
@@ -75,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hubbub", description="A real-time chat and messaging server.", allow_abbrev=False
     )
+    parser.set_defaults(parser=parser)
     parser.add_argument("--version", action="version", version=f"hubbub {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
@@ -95,9 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     config = commands.add_parser("config", help="show or check settings", allow_abbrev=False)
     # The same `dest`: the inner command replaces "config".
     actions = config.add_subparsers(dest="command", metavar="ACTION", required=True)
-    actions.add_parser("default", help="print a TOML file with every setting, its meaning and default")
+    default = actions.add_parser("default", help="print a TOML file with every setting, its meaning and default")
     check = actions.add_parser("check", help="report every mistake in a TOML file")
     check.add_argument("file", type=Path, metavar="FILE")
+    for command in (serve, token, publish, default, check):
+        command.set_defaults(parser=command)
     return parser
 
 
