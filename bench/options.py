@@ -182,7 +182,8 @@ def _target(form: str) -> Callable[[str], Target]:
         except ValueError:
             raise wrong from None
         path = (url.path or "/") + (f"?{url.query}" if url.query else "")
-        if not host or not port or url.scheme != "ws" or (form == SERVER_URL and path != "/"):
+        fits = path == "/" if form == SERVER_URL else bool(url.path)  # who means "/" says so
+        if not host or not port or url.scheme != "ws" or not fits:
             raise wrong
         return Target(host, port, path)
 

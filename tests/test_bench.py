@@ -358,6 +358,7 @@ def test_everyone_must_see_the_offsets_without_a_gap() -> None:
         (["--dialect", "centrifugo", "--against", "centrifugo"], "argument --against: the same as --dialect"),
         (["--against", "centrifugo", "--url", "ws://localhost:1/"], "argument --against: not with --url"),
         (["--url", "http://localhost/chat"], "argument --url: ws://HOST:PORT/PATH expected"),
+        (["--url", "ws://localhost:1"], "argument --url: ws://HOST:PORT/PATH expected, not 'ws://localhost:1'"),
         (["--pid", "1"], "argument --pid: only with --url"),
         (["--connections", "5", "--publishers", "6"], "argument --publishers: more than --connections"),
         (["--json", "/nowhere/x"], "argument --json: [Errno 2]"),
