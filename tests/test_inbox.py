@@ -147,6 +147,31 @@ async def test_many_go_on_where_one_large_command_was() -> None:
         assert inbox.put_nowait(publish(100)), "nobody waits any more"
 
 
+async def test_a_large_command_has_its_turn_among_small_ones(nursery: trio.Nursery) -> None:
+    """Once its turn has come it keeps it until there is room, however many smaller ones would fit meanwhile."""
+    inbox, speakers = Inbox(commands_max=1000, bytes_max=100_000), 300
+
+    async def speak() -> None:
+        while True:
+            await inbox.put(publish(0, 1_000))
+            await trio.lowlevel.checkpoint()
+
+    large = publish(1, 50_000)
+    for _ in range(speakers):
+        nursery.start_soon(speak)
+    await trio.testing.wait_all_tasks_blocked()
+    nursery.start_soon(inbox.put, large)
+    await trio.testing.wait_all_tasks_blocked()
+    for _ in range(speakers + 100):  # those who were there before, and room for itself
+        command = await inbox.take()
+        await trio.testing.wait_all_tasks_blocked()
+        inbox.done([command])
+        if command is large:
+            break
+    else:
+        pytest.fail("overtaken without end")
+
+
 async def test_a_leave_wakes_the_hub_and_fits_a_full_inbox() -> None:
     """Never waits, never fails; the wake-up is lost only where the hub is awake anyway."""
     inbox = Inbox(1, 10**6)

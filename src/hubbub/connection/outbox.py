@@ -12,7 +12,7 @@ Rules:
 5. After a Close nothing more is taken: SEALED.
 
     HELD ──open──▶ OPEN ─────────seal────────▶ SEALED       a failed send, or a stall:  ──▶ BROKEN
-                    └──over a limit──▶ EVICTED ──seal──▲       the connection is over:     ──▶ CLOSED
+     └──over a limit──┴─▶ EVICTED ───────seal───▲           the connection is over:     ──▶ CLOSED
 
 HELD is the time before the 101: the room is joined first, so that no publication is missed, but nothing may
 overtake the 101.

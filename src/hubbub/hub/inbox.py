@@ -58,7 +58,8 @@ class Inbox:
         self.large_questions = trio.Semaphore(LARGE_QUESTIONS_MAX, max_value=LARGE_QUESTIONS_MAX)
         self._put, self._take = trio.open_memory_channel[Queued | None](commands_max)  # None: only a wake-up
         self._space = trio.lowlevel.ParkingLot()
-        self._crowded = False  # somebody is parked there; to ask the lot costs more than the rest of a put
+        self._first = trio.lowlevel.ParkingLot()  # whose turn has come, but who want more than there is
+        self._crowded = False  # somebody is parked there; to ask the lots costs more than the rest of a put
         self._growing: PublishRuns | None = None  # what was put last, if it can grow and the hub hasn't seen it yet
         self._leaves: list[Subscriber] = []
 
@@ -105,10 +106,10 @@ class Inbox:
     async def put(self, command: Queued) -> None:
         """Hand a command over; waits while the inbox is full. Not a checkpoint when there is room."""
         size = command.size_bytes
-        if self._space:
-            await self._park()  # behind those who wait already, or a large command would wait for ever
+        if self._first or self._space:
+            await self._park(self._space)  # behind those who wait already, or a large command would wait for ever
         while self.bytes and self.bytes + size > self._bytes_max:
-            await self._park()
+            await self._park(self._first)
         self.bytes += size
         self._growing = None
         try:
@@ -124,15 +125,15 @@ class Inbox:
 
     def _let_go_on(self) -> None:
         """Let the next one go on that waits for bytes, if there is room."""
-        if self._space and self.bytes < self._bytes_max:
-            self._space.unpark()
+        if self.bytes < self._bytes_max:
+            (self._first or self._space).unpark()
 
-    async def _park(self) -> None:
+    async def _park(self, lot: trio.lowlevel.ParkingLot) -> None:
         self._crowded = True
         try:
-            await self._space.park()
+            await lot.park()
         finally:
-            self._crowded = bool(self._space)
+            self._crowded = bool(self._first or self._space)
 
     def leave(self, subscriber: Subscriber) -> None:
         """Say that the subscriber is gone. To be called once; never waits, never fails."""
@@ -169,7 +170,9 @@ class Inbox:
             if command is not None:
                 self.bytes -= command.size_bytes
                 puts += len(command.runs) if type(command) is PublishRuns else 1
-        if self._space:
+        if self._first:
+            self._first.unpark()  # the others go on once it has got in
+        elif self._space:
             self._space.unpark(count=puts)
 
     def take_leaves(self) -> list[Subscriber]:
@@ -184,5 +187,5 @@ class Inbox:
             commands=waiting.current_buffer_used,
             bytes=self.bytes,
             leaves=len(self._leaves),
-            readers_waiting=waiting.tasks_waiting_send + len(self._space),
+            readers_waiting=waiting.tasks_waiting_send + len(self._first) + len(self._space),
         )

@@ -65,7 +65,7 @@ def _let_leave(hub: Hub, inbox: Inbox) -> None:
 
 
 def _take_waiting(commands: list[Queued | None], inbox: Inbox, limit: int) -> None:
-    count = sum(map(_count, commands))
+    count = _count(commands[0])
     while count < limit:
         try:
             command = inbox.take_nowait()
@@ -140,6 +140,8 @@ def _offer(outlets: Sequence[Outlet], data: bytes, frames: int) -> None:
             continue
         try:
             sent = send(data)
+        except BlockingIOError:
+            sent = 0
         except (OSError, trio.BrokenResourceError):
             outlet.offer(data, frames)  # which meets that, too, and knows what to make of it
             continue
