@@ -118,7 +118,8 @@ class Node:
         in hand. Looking at all connections takes milliseconds if they are many: the spare makes it seldom.
         """
         enough = self.settings.outboxes_bytes_max * (1 - SPARE)
-        fullest = [(-one.outbox.bytes_queued, number, one) for number, one in enumerate(self.connections)]
+        holders = [one for one in self.connections if one.outbox.bytes_queued]
+        fullest = [(-one.outbox.bytes_queued, number, one) for number, one in enumerate(holders)]
         heapq.heapify(fullest)
         while self.outboxes.bytes > enough and fullest:
             _, number, one = heapq.heappop(fullest)
