@@ -7,9 +7,12 @@ from collections.abc import Callable
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
+from hubbub.connection.connection import PATIENCE_MIN
 from hubbub.connection.turnstile import AT_ONCE, Turnstile
 from hubbub.model.command import Publish
+from hubbub.model.end import End
 from hubbub.model.publication import Kind
 from peers import Peer, client_frame, close_payload
 from servers import until_quiet
@@ -141,3 +144,27 @@ async def test_what_has_ended_needs_no_collector(kind: str, how: str) -> None:
                     await trio.sleep(0.01)
         finally:
             gc.enable()
+
+
+async def test_who_comes_waits_for_nobody_who_goes() -> None:
+    async with open_house() as house:
+        for _ in range(200 * AT_ONCE):
+            house.connections.start_soon(house.node.exits.pass_through)
+        await house.connect()
+        assert len(house.connections.child_tasks) > 100 * AT_ONCE  # of those who go, most still wait
+
+
+async def test_goodbyes_that_nobody_answers_are_not_given_up_in_one_moment(autojump_clock: MockClock) -> None:
+    async with open_house(close_seconds_max=10.0, ping_seconds=1000.0) as house:
+        peers = [await house.connect() for _ in range(50)]
+        start = trio.current_time()
+        for connection in house.node.connections:
+            connection.end(End.ROOM_ENDED)
+        given_up: list[float] = []
+        while house.node.connections:
+            before = len(house.node.connections)
+            await trio.sleep(0.05)
+            given_up += [trio.current_time() - start] * (before - len(house.node.connections))
+        assert len(given_up) == len(peers)
+        assert 10.0 * PATIENCE_MIN <= min(given_up) <= max(given_up) <= 10.1
+        assert max(map(given_up.count, given_up)) < len(peers) / 5
